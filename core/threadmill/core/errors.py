@@ -1,0 +1,335 @@
+"""Every error that Threadmill raises by name.
+
+    ThreadmillError
+    ├── InvalidRequest                what the caller handed over cannot be accepted; nothing was written
+    │   ├── InvalidInput              input, command or context is no JSON, too large, or does not fit the schema
+    │   ├── InvalidTenant             the tenant's name is outside the alphabet
+    │   ├── InvalidThreadId           the thread id is empty, too long, or holds control characters
+    │   ├── InvalidOption             another argument has an impossible value
+    │   ├── ReservedKey               `config.configurable` holds a key that Threadmill or LangGraph owns
+    │   └── UnknownGraph              no worker has ever announced a graph of that name
+    ├── Conflict                      the request is well formed, but the ledger's state forbids it
+    │   ├── IdempotencyConflict       the idempotency key was used for a different run
+    │   ├── ThreadBusy                `multitask_strategy="reject"`, and the thread has unfinished runs
+    │   ├── NotReplayable             the dead letter is resolved, discarded or being replayed
+    │   └── NotCancellable            the run is already finished
+    ├── NotFound
+    │   ├── RunNotFound               this tenant has no such run
+    │   ├── ThreadNotFound            this tenant has no such thread
+    │   └── DeadLetterNotFound        there is no such dead letter
+    ├── WaitTimeout                   the run was not finished in the time the caller gave
+    ├── LeaseLost                     an attempt tried to write after its run was given to another
+    ├── GraphError                    a graph cannot be served
+    │   ├── GraphConfigInvalid        langgraph.json itself is wrong
+    │   └── GraphLoadFailed           a graph that it names cannot be loaded
+    ├── SettingsInvalid               a setting has an impossible value
+    └── Unavailable                   something that Threadmill stands on does not answer
+        ├── ServicesNotFound          no URL is set and no `threadmill dev` runs in this folder
+        ├── DatabaseUnavailable       Postgres does not answer
+        ├── DatabaseNotMigrated       Postgres answers, and its tables are missing or of another version
+        ├── BrokerUnavailable         the broker does not answer
+        └── EmbeddedServiceFailed     an embedded Postgres or Redis did not start
+
+Each takes its fields as arguments, keeps them as attributes, and survives pickling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class ThreadmillError(Exception):
+    """Something that Threadmill names went wrong."""
+
+
+class InvalidRequest(ThreadmillError):
+    """What the caller handed over cannot be accepted; nothing was written."""
+
+
+class InvalidInput(InvalidRequest):
+    """A JSON value of the request cannot be accepted."""
+
+    def __init__(self, field: str, path: str, reason: str) -> None:
+        super().__init__(field, path, reason)
+        self.field, self.path, self.reason = field, path, reason
+
+    def __str__(self) -> str:
+        return f"{self.field}{self.path}: {self.reason}"
+
+
+class InvalidTenant(InvalidRequest):
+    """The tenant's name is outside the alphabet."""
+
+    def __init__(self, tenant: object) -> None:
+        super().__init__(tenant)
+        self.tenant = tenant
+
+    def __str__(self) -> str:
+        return f"tenant {self.tenant!r} must match [A-Za-z0-9._-]{{1,64}}"
+
+
+class InvalidThreadId(InvalidRequest):
+    """The thread id cannot name a thread."""
+
+    def __init__(self, thread_id: object, reason: str) -> None:
+        super().__init__(thread_id, reason)
+        self.thread_id, self.reason = thread_id, reason
+
+    def __str__(self) -> str:
+        return f"thread_id {self.thread_id!r} {self.reason}"
+
+
+class InvalidOption(InvalidRequest):
+    """An argument has an impossible value."""
+
+    def __init__(self, option: str, value: object, reason: str) -> None:
+        super().__init__(option, value, reason)
+        self.option, self.value, self.reason = option, value, reason
+
+    def __str__(self) -> str:
+        return f"{self.option}={self.value!r}: {self.reason}"
+
+
+class ReservedKey(InvalidRequest):
+    """`config.configurable` holds a key that is not the caller's to set."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(key)
+        self.key = key
+
+    def __str__(self) -> str:
+        return (
+            f"config.configurable[{self.key!r}] is set by Threadmill or LangGraph; "
+            "remove it (tenant and thread_id are arguments of enqueue)"
+        )
+
+
+class UnknownGraph(InvalidRequest):
+    """No worker has announced a graph of that name."""
+
+    def __init__(self, graph: str, known: Sequence[str]) -> None:
+        super().__init__(graph, tuple(known))
+        self.graph, self.known = graph, tuple(known)
+
+    def __str__(self) -> str:
+        if not self.known:
+            return (
+                f"no graph {self.graph!r}: no worker has announced any graph to this database yet; "
+                "start one with `threadmill worker`"
+            )
+        return f"no graph {self.graph!r}; known graphs: {', '.join(self.known)}"
+
+
+class Conflict(ThreadmillError):
+    """The request is well formed, but the ledger's state forbids it."""
+
+
+class IdempotencyConflict(Conflict):
+    """The idempotency key was used for a different run."""
+
+    def __init__(self, idempotency_key: str, run_id: str) -> None:
+        super().__init__(idempotency_key, run_id)
+        self.idempotency_key, self.run_id = idempotency_key, run_id
+
+    def __str__(self) -> str:
+        return (
+            f"idempotency_key {self.idempotency_key!r} belongs to run {self.run_id}, which has another "
+            "payload; use a new key for a new run"
+        )
+
+
+class ThreadBusy(Conflict):
+    """The thread has unfinished runs and the multitask strategy is reject."""
+
+    def __init__(self, tenant: str, thread_id: str) -> None:
+        super().__init__(tenant, thread_id)
+        self.tenant, self.thread_id = tenant, thread_id
+
+    def __str__(self) -> str:
+        return (
+            f"thread {self.thread_id!r} of tenant {self.tenant!r} has unfinished runs; wait for them, "
+            'or enqueue with multitask_strategy="enqueue"'
+        )
+
+
+class NotReplayable(Conflict):
+    """The dead letter is not in a state from which this is possible."""
+
+    def __init__(self, dead_letter_id: str, status: str) -> None:
+        super().__init__(dead_letter_id, status)
+        self.dead_letter_id, self.status = dead_letter_id, status
+
+    def __str__(self) -> str:
+        return f"dead letter {self.dead_letter_id} is {self.status}; only waiting and parked ones can be acted on"
+
+
+class NotCancellable(Conflict):
+    """The run is in a state from which it cannot be cancelled."""
+
+    def __init__(self, run_id: str, status: str) -> None:
+        super().__init__(run_id, status)
+        self.run_id, self.status = run_id, status
+
+    def __str__(self) -> str:
+        return f"run {self.run_id} is {self.status} and cannot be cancelled"
+
+
+class NotFound(ThreadmillError):
+    """What was asked for is not there, or is another tenant's."""
+
+
+class RunNotFound(NotFound):
+    """This tenant has no such run."""
+
+    def __init__(self, run_id: str) -> None:
+        super().__init__(run_id)
+        self.run_id = run_id
+
+    def __str__(self) -> str:
+        return f"no run {self.run_id}"
+
+
+class ThreadNotFound(NotFound):
+    """This tenant has no such thread."""
+
+    def __init__(self, tenant: str, thread_id: str) -> None:
+        super().__init__(tenant, thread_id)
+        self.tenant, self.thread_id = tenant, thread_id
+
+    def __str__(self) -> str:
+        return f"tenant {self.tenant!r} has no thread {self.thread_id!r}"
+
+
+class DeadLetterNotFound(NotFound):
+    """There is no such dead letter."""
+
+    def __init__(self, dead_letter_id: str) -> None:
+        super().__init__(dead_letter_id)
+        self.dead_letter_id = dead_letter_id
+
+    def __str__(self) -> str:
+        return f"no dead letter {self.dead_letter_id}"
+
+
+class WaitTimeout(ThreadmillError):
+    """The run was not finished in the time the caller gave; it goes on."""
+
+    def __init__(self, run_id: str, status: str, seconds: float) -> None:
+        super().__init__(run_id, status, seconds)
+        self.run_id, self.status, self.seconds = run_id, status, seconds
+
+    def __str__(self) -> str:
+        return f"run {self.run_id} is still {self.status} after {self.seconds:g} s; it goes on, wait again"
+
+
+class LeaseLost(ThreadmillError):
+    """An attempt tried to write after its run was given to another, finished or cancelled."""
+
+    def __init__(self, run_id: str, attempt: int) -> None:
+        super().__init__(run_id, attempt)
+        self.run_id, self.attempt = run_id, attempt
+
+    def __str__(self) -> str:
+        return f"attempt {self.attempt} of run {self.run_id} no longer holds its lease; nothing was written"
+
+
+class GraphError(ThreadmillError):
+    """A graph cannot be served."""
+
+
+class GraphConfigInvalid(GraphError):
+    """langgraph.json is missing, is no JSON, or holds what it must not."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path, self.reason = path, reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+class GraphLoadFailed(GraphError):
+    """A graph that langgraph.json names cannot be loaded."""
+
+    def __init__(self, graph: str, location: str, reason: str) -> None:
+        super().__init__(graph, location, reason)
+        self.graph, self.location, self.reason = graph, location, reason
+
+    def __str__(self) -> str:
+        return f"graph {self.graph!r} ({self.location}): {self.reason}"
+
+
+class SettingsInvalid(ThreadmillError):
+    """A setting has an impossible value."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__(tuple(problems))
+        self.problems = tuple(problems)
+
+    def __str__(self) -> str:
+        return "settings: " + "; ".join(self.problems)
+
+
+class Unavailable(ThreadmillError):
+    """Something that Threadmill stands on does not answer."""
+
+
+class ServicesNotFound(Unavailable):
+    """No URL is set, and no `threadmill dev` runs in this folder."""
+
+    def __init__(self, variable: str, folder: str) -> None:
+        super().__init__(variable, folder)
+        self.variable, self.folder = variable, folder
+
+    def __str__(self) -> str:
+        return (
+            f"{self.variable} is not set and no `threadmill dev` is running with {self.folder}; "
+            "set it, or start `threadmill dev` in this folder"
+        )
+
+
+class DatabaseUnavailable(Unavailable):
+    """Postgres does not answer."""
+
+    def __init__(self, address: str, reason: str) -> None:
+        super().__init__(address, reason)
+        self.address, self.reason = address, reason
+
+    def __str__(self) -> str:
+        return f"Postgres at {self.address} does not answer: {self.reason}"
+
+
+class DatabaseNotMigrated(Unavailable):
+    """Postgres answers, and its tables are missing or of another version."""
+
+    def __init__(self, address: str, found: str | None, expected: str) -> None:
+        super().__init__(address, found, expected)
+        self.address, self.found, self.expected = address, found, expected
+
+    def __str__(self) -> str:
+        found = f"is at revision {self.found}" if self.found else "holds no Threadmill tables"
+        return (
+            f"the database at {self.address} {found}, expected {self.expected}; run `threadmill db upgrade`"
+        )
+
+
+class BrokerUnavailable(Unavailable):
+    """The broker does not answer."""
+
+    def __init__(self, address: str, reason: str) -> None:
+        super().__init__(address, reason)
+        self.address, self.reason = address, reason
+
+    def __str__(self) -> str:
+        return f"the broker at {self.address} does not answer: {self.reason}"
+
+
+class EmbeddedServiceFailed(Unavailable):
+    """An embedded Postgres or Redis did not start."""
+
+    def __init__(self, service: str, reason: str) -> None:
+        super().__init__(service, reason)
+        self.service, self.reason = service, reason
+
+    def __str__(self) -> str:
+        return f"embedded {self.service} did not start: {self.reason}"

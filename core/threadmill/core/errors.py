@@ -2,7 +2,7 @@
 
     ThreadmillError
     ├── InvalidRequest                what the caller handed over cannot be accepted; nothing was written
-    │   ├── InvalidInput              input, command or context is no JSON, too large, or does not fit the schema
+    │   ├── InvalidInput              a value is no JSON, too large, or does not fit the schema
     │   ├── InvalidTenant             the tenant's name is outside the alphabet
     │   ├── InvalidThreadId           the thread id is empty, too long, or holds control characters
     │   ├── InvalidOption             another argument has an impossible value
@@ -91,15 +91,15 @@ class InvalidOption(InvalidRequest):
 
 
 class ReservedKey(InvalidRequest):
-    """`config.configurable` holds a key that is not the caller's to set."""
+    """`config.configurable` or `config.metadata` holds a key that is not the caller's to set."""
 
-    def __init__(self, key: str) -> None:
-        super().__init__(key)
-        self.key = key
+    def __init__(self, key: str, part: str = "configurable") -> None:
+        super().__init__(key, part)
+        self.key, self.part = key, part
 
     def __str__(self) -> str:
         return (
-            f"config.configurable[{self.key!r}] is set by Threadmill or LangGraph; "
+            f"config.{self.part}[{self.key!r}] is set by Threadmill or LangGraph; "
             "remove it (tenant and thread_id are arguments of enqueue)"
         )
 
@@ -160,7 +160,10 @@ class NotReplayable(Conflict):
         self.dead_letter_id, self.status = dead_letter_id, status
 
     def __str__(self) -> str:
-        return f"dead letter {self.dead_letter_id} is {self.status}; only waiting and parked ones can be acted on"
+        return (
+            f"dead letter {self.dead_letter_id} is {self.status}; only waiting and parked ones can be "
+            "replayed or discarded"
+        )
 
 
 class NotCancellable(Conflict):

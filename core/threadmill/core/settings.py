@@ -39,15 +39,15 @@ class Settings(BaseSettings):
 
     connect_timeout: float = Field(default=5, gt=0, description="seconds until a service counts as away")
     heartbeat_interval: float = Field(default=2, gt=0, description="seconds between a worker's heartbeats")
-    heartbeat_timeout: float = Field(default=6, gt=0, description="seconds after which a worker counts as lost")
+    heartbeat_timeout: float = Field(default=6, gt=0, description="seconds until a worker counts as lost")
     sweep_interval: float = Field(default=1, gt=0, description="seconds between two sweeps of the leader")
-    ring_again_after: float = Field(default=5, gt=0, description="seconds until an unanswered bell counts as lost")
+    ring_again_after: float = Field(default=5, gt=0, description="seconds until a bell counts as lost")
     graphs_refresh: float = Field(default=5, gt=0, description="seconds a producer trusts its list of graphs")
 
     max_replays: int = Field(default=8, ge=0, description="replays of a dead letter before it is parked")
     replay_delay: float = Field(default=30, gt=0, description="seconds before the first replay; doubles")
     replay_delay_max: float = Field(default=3600, gt=0, description="seconds between two replays at the most")
-    replay_interval: float = Field(default=1, gt=0, description="seconds between two looks for due dead letters")
+    replay_interval: float = Field(default=1, gt=0, description="seconds between looks for due letters")
 
     log_level: str = Field(default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
     log_format: str = Field(default="auto", pattern="^(auto|json|console)$")
@@ -63,7 +63,7 @@ class Settings(BaseSettings):
                 [f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']}" for e in error.errors()]
             ) from None
 
-    def model_post_init(self, context: object) -> None:
+    def model_post_init(self, _context: object, /) -> None:
         if self.heartbeat_interval >= self.heartbeat_timeout:
             raise SettingsInvalid(
                 [

@@ -1,0 +1,7 @@
+"""Everything that puts runs in. Importing it loads neither langgraph nor celery's workers."""
+
+from threadmill.producers.producer import AsyncProducer, Producer
+from threadmill.producers.run import Run, RunError
+from threadmill.producers.state import ThreadState
+
+__all__ = ["AsyncProducer", "Producer", "Run", "RunError", "ThreadState"]

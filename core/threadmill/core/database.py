@@ -1,0 +1,218 @@
+"""One pool of Postgres connections per process: SQLAlchemy writes the statements, psycopg carries them.
+
+Every connection acts as the role `threadmill_fleet`, which owns no table and is no superuser, so
+row-level security binds it: it sees the whole ledger, and of LangGraph's tables only the rows of the
+tenant that its transaction is bound to. What is done for one tenant goes further down, to
+`threadmill_tenant`, which sees nothing of any other (see `transitions.bind_tenant`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.rows import DictRow, dict_row
+from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolTimeout
+
+from threadmill.core.errors import DatabaseNotMigrated, DatabaseUnavailable
+from threadmill.core.models import SCHEMA
+from threadmill.core.revision import REVISION, REVISION_TABLE
+from threadmill.core.settings import Settings
+from threadmill.core.statement import Plan, carry_out, carry_out_async
+
+T = TypeVar("T")
+
+FLEET_ROLE = "threadmill_fleet"
+TENANT_ROLE = "threadmill_tenant"
+
+_NO_TABLES = (
+    psycopg.errors.UndefinedTable,
+    psycopg.errors.InvalidSchemaName,
+    psycopg.errors.InsufficientPrivilege,
+)
+_READ_REVISION = f"select version_num from {SCHEMA}.{REVISION_TABLE}"  # noqa: S608 - constants
+
+
+def address(url: str) -> str:
+    """Where a database URL points, without its password: what errors and logs may show."""
+    parts = conninfo_to_dict(_libpq_url(url))
+    return f"{parts.get('host', 'localhost')}:{parts.get('port', 5432)}/{parts.get('dbname', '')}"
+
+
+def connection_info(settings: Settings, *, role: str | None = FLEET_ROLE) -> str:
+    """The libpq connection string of these settings; `role=None` stays the role that logs in (the owner)."""
+    url = _libpq_url(settings.database_url)
+    options = [conninfo_to_dict(url).get("options"), f"-c search_path={SCHEMA},public"]
+    if role:
+        options.append(f"-c role={role}")
+    return make_conninfo(
+        url,
+        options=" ".join(str(option) for option in options if option),
+        application_name="threadmill",
+        connect_timeout=max(2, round(settings.connect_timeout)),  # libpq takes no less than 2 s
+        keepalives_idle=10,
+        keepalives_interval=5,
+        keepalives_count=3,
+    )
+
+
+def _libpq_url(url: str) -> str:
+    scheme, separator, rest = url.partition("://")
+    return f"{scheme.partition('+')[0]}{separator}{rest}"
+
+
+def connect(settings: Settings, *, role: str | None = FLEET_ROLE) -> psycopg.Connection[DictRow]:
+    """A connection of its own, in autocommit mode, outside the pool.
+
+    Raises DatabaseUnavailable and, where the role is not there yet, DatabaseNotMigrated.
+    """
+    try:
+        return psycopg.connect(connection_info(settings, role=role), autocommit=True, row_factory=dict_row)
+    except psycopg.OperationalError as error:
+        raise _named(error, settings) from error
+
+
+def _named(error: Exception, settings: Settings) -> Exception:
+    """The error of Threadmill's own for what psycopg raised on connecting."""
+    reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+    where = address(settings.database_url)
+    if f'role "{FLEET_ROLE}" does not exist' in str(error) or '"role"' in reason:
+        return DatabaseNotMigrated(where, None, REVISION)
+    return DatabaseUnavailable(where, reason)
+
+
+def _pool_options(settings: Settings) -> dict[str, Any]:
+    return {
+        "kwargs": {"autocommit": True, "row_factory": dict_row, "prepare_threshold": 0},
+        "min_size": 1,
+        "max_size": settings.pool_size,
+        "timeout": settings.connect_timeout,
+        "open": False,
+    }
+
+
+class Database:
+    """The pool of a process that blocks: a producer, the CLI, the replay worker.
+
+    The first use connects, and raises DatabaseUnavailable or DatabaseNotMigrated.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._pool: ConnectionPool[psycopg.Connection[DictRow]] | None = None
+        self._opening = threading.Lock()
+
+    def _open(self) -> ConnectionPool[psycopg.Connection[DictRow]]:
+        with self._opening:  # threads that share a producer open one pool
+            if self._pool is None:
+                with connect(self._settings) as connection:
+                    check_revision(connection, self._settings)
+                pool: ConnectionPool[psycopg.Connection[DictRow]] = ConnectionPool(
+                    connection_info(self._settings), **_pool_options(self._settings)
+                )
+                pool.open()
+                self._pool = pool
+            return self._pool
+
+    @contextmanager
+    def connection(self) -> Iterator[psycopg.Connection[DictRow]]:
+        """A connection of the pool, in autocommit mode. Raises DatabaseUnavailable."""
+        pool = self._open()
+        try:
+            connection = pool.getconn()
+        except PoolTimeout as error:
+            raise _named(error, self._settings) from error
+        try:
+            yield connection
+        finally:
+            pool.putconn(connection)
+
+    def carry_out(self, plan: Plan[T]) -> T:
+        """What the plan returns, in one transaction."""
+        with self.connection() as connection:
+            return carry_out(connection, plan)
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+
+
+class AsyncDatabase:
+    """The pool of a process with an event loop: a worker, an asyncio producer."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._pool: AsyncConnectionPool[psycopg.AsyncConnection[DictRow]] | None = None
+        self._opening = asyncio.Lock()
+
+    async def pool(self) -> AsyncConnectionPool[psycopg.AsyncConnection[DictRow]]:
+        """The pool itself, opened at first use. Raises DatabaseUnavailable or DatabaseNotMigrated."""
+        async with self._opening:
+            if self._pool is None:
+                try:
+                    connection = await psycopg.AsyncConnection.connect(
+                        connection_info(self._settings), autocommit=True, row_factory=dict_row
+                    )
+                except psycopg.OperationalError as error:
+                    raise _named(error, self._settings) from error
+                async with connection:
+                    await check_revision_async(connection, self._settings)
+                pool: AsyncConnectionPool[psycopg.AsyncConnection[DictRow]] = AsyncConnectionPool(
+                    connection_info(self._settings), **_pool_options(self._settings)
+                )
+                await pool.open()
+                self._pool = pool
+            return self._pool
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[psycopg.AsyncConnection[DictRow]]:
+        """A connection of the pool, in autocommit mode. Raises DatabaseUnavailable."""
+        pool = await self.pool()
+        try:
+            connection = await pool.getconn()
+        except PoolTimeout as error:
+            raise _named(error, self._settings) from error
+        try:
+            yield connection
+        finally:
+            await pool.putconn(connection)
+
+    async def carry_out(self, plan: Plan[T]) -> T:
+        """What the plan returns, in one transaction."""
+        async with self.connection() as connection:
+            return await carry_out_async(connection, plan)
+
+    async def close(self) -> None:
+        if self._pool is not None:
+            await self._pool.close()
+            self._pool = None
+
+
+def check_revision(connection: psycopg.Connection[Any], settings: Settings) -> None:
+    """Raises DatabaseNotMigrated unless the tables are of the revision that this code was written for."""
+    try:
+        row = connection.execute(_READ_REVISION).fetchone()
+    except _NO_TABLES:
+        row = None
+    _judge_revision(row, settings)
+
+
+async def check_revision_async(connection: psycopg.AsyncConnection[Any], settings: Settings) -> None:
+    """`check_revision` on an asyncio connection."""
+    try:
+        row = await (await connection.execute(_READ_REVISION)).fetchone()
+    except _NO_TABLES:
+        row = None
+    _judge_revision(row, settings)
+
+
+def _judge_revision(row: Any, settings: Settings) -> None:
+    found = row["version_num"] if row else None
+    if found != REVISION:
+        raise DatabaseNotMigrated(address(settings.database_url), found, REVISION)

@@ -1,0 +1,81 @@
+"""The Celery message that tells a worker that a run may be ready. Losing it or doubling it harms nothing."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import structlog
+from celery import Celery
+from kombu.exceptions import OperationalError
+
+from threadmill.core.celery_app import RUN_TASK, create_celery_app
+from threadmill.core.settings import Settings
+from threadmill.core.statement import Row
+
+_log = structlog.get_logger("threadmill.doorbell")
+
+
+class Bell(NamedTuple):
+    """Whom to ring for. It carries ids, never data."""
+
+    run_id: uuid.UUID
+    tenant: str
+    thread_id: str
+    graph: str
+
+
+def bell_of(row: Row) -> Bell:
+    """The bell of a row that has the columns id, tenant, thread_id and graph."""
+    return Bell(row["id"], row["tenant"], row["thread_id"], row["graph"])
+
+
+def next_bell(row: Row) -> Bell | None:
+    """The bell for the thread's next run in the row of a transition that ended one; None if there is none."""
+    if row["next_id"] is None:
+        return None
+    return Bell(row["next_id"], row["next_tenant"], row["next_thread_id"], row["next_graph"])
+
+
+class Doorbell:
+    """Rings bells. A bell that cannot be rung is no error: the leader's sweep rings it later."""
+
+    def __init__(self, settings: Settings, app: Celery | None = None) -> None:
+        self._settings = settings
+        self._app = app or create_celery_app(settings)
+
+    def ring(self, bells: Iterable[Bell]) -> int:
+        """Rings each bell, blocking; gives up at the first that the broker does not take.
+
+        Returns how many were rung.
+        """
+        rung = 0
+        try:
+            with self._app.producer_pool.acquire(block=True, timeout=1) as producer:
+                for bell in bells:
+                    self._app.send_task(
+                        RUN_TASK,
+                        args=[str(bell.run_id), bell.tenant, bell.thread_id, bell.graph],
+                        task_id=str(bell.run_id),
+                        argsrepr=f"tenant={bell.tenant} thread={bell.thread_id} graph={bell.graph}",
+                        kwargsrepr="",
+                        queue=self._settings.queue,
+                        producer=producer,
+                        ignore_result=True,
+                        retry=False,
+                    )
+                    rung += 1
+        except (OperationalError, OSError, self._app.connection_for_write().connection_errors) as error:
+            _log.warning("doorbell.unreachable", error=type(error).__name__, rung=rung)
+        return rung
+
+    def waiting(self) -> int:
+        """How many bells wait in the queue. Raises what kombu raises where the broker is away."""
+        with self._app.connection_for_read() as connection:
+            return int(
+                connection.default_channel.queue_declare(self._settings.queue, passive=True).message_count
+            )
+
+    def close(self) -> None:
+        self._app.close()

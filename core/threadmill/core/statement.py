@@ -1,0 +1,190 @@
+"""SQLAlchemy Core statements, run by psycopg in pipelined transactions of one round trip.
+
+The hot path is counted in round trips. A `Batch` of statements goes to Postgres in one message and
+commits with it: psycopg's pipeline mode on an autocommit connection makes everything between two syncs
+one transaction (https://www.postgresql.org/docs/current/libpq-pipeline-mode.html), and the first
+statement that fails undoes the rest. SQLAlchemy's own execution has no pipeline, so a statement is
+compiled by it, once, and handed to psycopg.
+
+What is to be done with the ledger is written once, as a generator that yields batches and is sent their
+rows (a `Plan`); the functions below drive it over a blocking or an asyncio connection, and over a
+connection or session of the caller's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple, TypeVar
+
+import psycopg
+from psycopg.rows import dict_row
+from sqlalchemy import Connection
+from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+from sqlalchemy.orm import Session
+from sqlalchemy.sql import Executable
+from sqlalchemy.sql.compiler import SQLCompiler
+
+T = TypeVar("T")
+Row = Mapping[str, Any]
+Rows = Sequence[Row]
+
+
+class Step(NamedTuple):
+    """One statement and the values of its named parameters."""
+
+    statement: Executable
+    parameters: Mapping[str, Any]
+
+
+class Batch(NamedTuple):
+    """Statements that go out together.
+
+    final: the plan needs nothing more, so the batch may commit in the same round trip. A plan whose
+    first batch is final is one round trip.
+    """
+
+    steps: Sequence[Step]
+    final: bool = True
+
+
+Plan = Generator[Batch, list[Rows], T]
+
+DIALECT = PGDialect_psycopg()
+
+
+class Compiled(NamedTuple):
+    """A statement as psycopg takes it."""
+
+    sql: str
+    literals: Mapping[str, Any]
+    processors: Mapping[str, Callable[[Any], Any]]
+
+    def bind(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """The parameters, literal ones included, converted as SQLAlchemy's types ask for."""
+        values = {**self.literals, **parameters}
+        for name, process in self.processors.items():
+            values[name] = process(values[name])
+        return values
+
+
+@lru_cache(maxsize=256)
+def compiled(statement: Executable) -> Compiled:
+    """The statement compiled for psycopg; the transitions are built once, so each is compiled once."""
+    result = statement.compile(  # type: ignore[attr-defined]
+        dialect=DIALECT, compile_kwargs={"render_postcompile": True}
+    )
+    assert isinstance(result, SQLCompiler)
+    processors = {}
+    for name, bind in result.binds.items():
+        processor = bind.type.dialect_impl(DIALECT).bind_processor(DIALECT)
+        if processor is not None:
+            processors[name] = processor
+    literals = {name: bind.effective_value for name, bind in result.binds.items() if not bind.required}
+    return Compiled(result.string, literals, processors)
+
+
+def _fetch(cursor: psycopg.Cursor[Any]) -> Rows:
+    return cursor.fetchall() if cursor.description else []
+
+
+async def _fetch_async(cursor: psycopg.AsyncCursor[Any]) -> Rows:
+    return await cursor.fetchall() if cursor.description else []
+
+
+def send(connection: psycopg.Connection[Any], batch: Batch) -> list[Rows]:
+    """The rows of each step, from one pipelined round trip in the connection's transaction, if it has one."""
+    with connection.pipeline():
+        cursors = []
+        for statement, parameters in batch.steps:
+            query = compiled(statement)
+            cursor = connection.cursor(row_factory=dict_row)
+            cursors.append(cursor.execute(query.sql, query.bind(parameters)))
+    return [_fetch(cursor) for cursor in cursors]
+
+
+async def send_async(connection: psycopg.AsyncConnection[Any], batch: Batch) -> list[Rows]:
+    """`send` on an asyncio connection."""
+    async with connection.pipeline():
+        cursors = []
+        for statement, parameters in batch.steps:
+            query = compiled(statement)
+            cursor = connection.cursor(row_factory=dict_row)
+            cursors.append(await cursor.execute(query.sql, query.bind(parameters)))
+    return [await _fetch_async(cursor) for cursor in cursors]
+
+
+def carry_out(connection: psycopg.Connection[Any], plan: Plan[T]) -> T:
+    """What the plan returns, in one transaction of its own on an autocommit connection."""
+    batch = next(plan)
+    if batch.final:
+        return _finish(plan, send(connection, batch))
+    with connection.transaction():
+        return _continue(plan, batch, lambda following: send(connection, following))
+
+
+async def carry_out_async(connection: psycopg.AsyncConnection[Any], plan: Plan[T]) -> T:
+    """`carry_out` on an asyncio connection."""
+    batch = next(plan)
+    if batch.final:
+        return _finish(plan, await send_async(connection, batch))
+    async with connection.transaction():
+        while True:
+            rows = await send_async(connection, batch)
+            try:
+                batch = plan.send(rows)
+            except StopIteration as stop:
+                return stop.value  # type: ignore[no-any-return]
+
+
+SyncCaller = Session | Connection | psycopg.Connection[Any]
+AsyncCaller = AsyncSession | AsyncConnection | psycopg.AsyncConnection[Any]
+
+
+def carry_out_within(caller: SyncCaller, plan: Plan[T]) -> T:
+    """What the plan returns, in the caller's own transaction, which the caller ends."""
+
+    def execute(batch: Batch) -> list[Rows]:
+        if isinstance(caller, psycopg.Connection):
+            return send(caller, batch)
+        return [_mappings(caller.execute(step.statement, dict(step.parameters))) for step in batch.steps]
+
+    return _continue(plan, next(plan), execute)
+
+
+async def carry_out_within_async(caller: AsyncCaller, plan: Plan[T]) -> T:
+    """`carry_out_within` for an asyncio session or connection."""
+    batch = next(plan)
+    while True:
+        if isinstance(caller, psycopg.AsyncConnection):
+            rows = await send_async(caller, batch)
+        else:
+            rows = [
+                _mappings(await caller.execute(step.statement, dict(step.parameters))) for step in batch.steps
+            ]
+        try:
+            batch = plan.send(rows)
+        except StopIteration as stop:
+            return stop.value  # type: ignore[no-any-return]
+
+
+def _mappings(result: Any) -> Rows:
+    return list(result.mappings()) if result.returns_rows else []
+
+
+def _continue(plan: Plan[T], batch: Batch, execute: Callable[[Batch], list[Rows]]) -> T:
+    while True:
+        rows = execute(batch)
+        try:
+            batch = plan.send(rows)
+        except StopIteration as stop:
+            return stop.value  # type: ignore[no-any-return]
+
+
+def _finish(plan: Plan[T], rows: list[Rows]) -> T:
+    try:
+        plan.send(rows)
+    except StopIteration as stop:
+        return stop.value  # type: ignore[no-any-return]
+    raise RuntimeError("a plan yielded after its final batch")

@@ -1,0 +1,285 @@
+"""The two clients that put runs in, `Producer` for code that blocks and `AsyncProducer` for asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar, Unpack
+
+from threadmill.core.database import AsyncDatabase, Database
+from threadmill.core.doorbell import Bell, Doorbell
+from threadmill.core.errors import InvalidOption, WaitTimeout
+from threadmill.core.settings import Settings
+from threadmill.core.statement import (
+    AsyncCaller,
+    Plan,
+    SyncCaller,
+    carry_out_within,
+    carry_out_within_async,
+)
+from threadmill.producers import queries
+from threadmill.producers.catalogue import Catalogue
+from threadmill.producers.enqueue import Enqueued, enqueue, enqueue_within
+from threadmill.producers.request import RunOptions, RunRequest, check_request
+from threadmill.producers.run import Run
+from threadmill.producers.state import ThreadState, read_history, read_state
+from threadmill.producers.waiting import AsyncNotices, Notices
+
+T = TypeVar("T")
+
+
+def _check_requests(settings: Settings, requests: Iterable[Mapping[str, Any]]) -> list[RunRequest]:
+    checked = []
+    for index, request in enumerate(requests):
+        try:
+            checked.append(check_request(settings, **request))
+        except TypeError as error:  # a keyword that enqueue does not take, or one that is missing
+            reason = str(error).removeprefix("check_request() ")
+            raise InvalidOption(f"requests[{index}]", sorted(request), reason) from None
+    return checked
+
+
+def _check_inputs(requests: Iterable[RunRequest], catalogue: Catalogue) -> None:
+    for request in requests:
+        graph = catalogue.graph(request.graph)
+        if request.input is not None:
+            graph.check_input(request.input)
+
+
+class Producer:
+    """Puts runs in and asks about them. Threads may share one; it connects at its first use.
+
+    Every method that names a tenant sees and touches that tenant's rows only, by row-level security.
+    All raise DatabaseUnavailable where Postgres does not answer within `connect_timeout`, and
+    DatabaseNotMigrated.
+    """
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        """Settings from the environment unless given. Raises SettingsInvalid and ServicesNotFound."""
+        self._settings = (settings or Settings()).located()
+        self._database = Database(self._settings)
+        self._doorbell = Doorbell(self._settings)
+        self._notices = Notices(self._settings)
+        self._catalogue = Catalogue(self._settings.graphs_refresh)
+
+    def __enter__(self) -> Producer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Gives back all connections."""
+        self._database.close()
+        self._notices.close()
+        self._doorbell.close()
+
+    def enqueue(
+        self,
+        graph: str,
+        input: Any = None,  # noqa: A002 - the field's word
+        *,
+        tenant: str,
+        thread_id: str,
+        session: SyncCaller | None = None,
+        **options: Unpack[RunOptions],
+    ) -> Run:
+        """The committed run, `pending`, or the run that has the same idempotency key.
+
+        session: a SQLAlchemy Session or Connection, or a psycopg connection, whose transaction the run then
+        belongs to: rolled back, there is no run and no bell; committed, the leader rings.
+        Raises the errors under InvalidRequest, IdempotencyConflict and ThreadBusy; then nothing is written.
+        """
+        request = {"graph": graph, "input": input, "tenant": tenant, "thread_id": thread_id, **options}
+        return self.enqueue_many([request], session=session)[0]
+
+    def enqueue_many(
+        self, requests: Iterable[Mapping[str, Any]], *, session: SyncCaller | None = None
+    ) -> list[Run]:
+        """The committed runs in the order of the requests, which are mappings with `enqueue`'s names.
+
+        One transaction: all of them or none. Raises what `enqueue` raises.
+        """
+        checked = _check_requests(self._settings, requests)
+        if not checked:
+            return []
+        if not self._catalogue.knows(request.graph for request in checked):
+            self._database.carry_out(self._catalogue.read())
+        _check_inputs(checked, self._catalogue)
+        if session is not None:
+            return carry_out_within(session, enqueue_within(checked, self._catalogue)).runs
+        return self._ring_after(enqueue(checked, self._catalogue))
+
+    def _ring_after(self, plan: Plan[Enqueued]) -> list[Run]:
+        runs, bells = self._database.carry_out(plan)
+        self._doorbell.ring(bells)
+        return runs
+
+    def get(self, run_id: str | uuid.UUID, *, tenant: str) -> Run:
+        """The run as it stands. Raises RunNotFound, also for another tenant's."""
+        return self._database.carry_out(queries.get(run_id, tenant))
+
+    def list(
+        self,
+        *,
+        tenant: str,
+        thread_id: str | None = None,
+        status: str | None = None,
+        graph: str | None = None,
+        limit: int = 100,
+        after: str | None = None,
+    ) -> list[Run]:
+        """A page of the tenant's runs, newest first. after: the id of the last run of the page before."""
+        return self._database.carry_out(
+            queries.list_runs(
+                tenant, thread_id=thread_id, status=status, graph=graph, limit=limit, after=after
+            )
+        )
+
+    def cancel(self, run_id: str | uuid.UUID, *, tenant: str) -> Run:
+        """The run, now `interrupted`. What a running attempt goes on to write is refused.
+
+        Raises RunNotFound, and NotCancellable for a finished run.
+        """
+        run, bells = self._database.carry_out(queries.cancel_run(run_id, tenant))
+        self._doorbell.ring(bells)
+        return run
+
+    def state(self, tenant: str, thread_id: str) -> ThreadState:
+        """The thread's state as JSON. Raises ThreadNotFound."""
+        return self._database.carry_out(read_state(tenant, thread_id))
+
+    def history(
+        self, tenant: str, thread_id: str, *, limit: int = 100, after: str | None = None
+    ) -> list[dict[str, Any]]:  # type: ignore[valid-type]  # `list` is a method here
+        """The thread's checkpoints, newest first. after: the last checkpoint id of the page before."""
+        queries.check_page(limit, None)
+        return self._database.carry_out(read_history(tenant, thread_id, limit, after))
+
+    def wait(self, run_id: str | uuid.UUID, *, tenant: str, timeout: float | None = None) -> Run:
+        """The finished run. timeout: seconds, None waits for ever. Raises WaitTimeout and RunNotFound."""
+        ends_at = time.monotonic() + (float("inf") if timeout is None else timeout)
+        with self._notices.of(str(run_id)) as wait:
+            while True:
+                run = self.get(run_id, tenant=tenant)
+                left = ends_at - time.monotonic()
+                if run.is_finished:
+                    return run
+                if left <= 0:
+                    raise WaitTimeout(run.id, run.status, timeout or 0)
+                wait(left)
+
+
+class AsyncProducer:
+    """`Producer` for asyncio: the same surface, awaited."""
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        """Settings from the environment unless given. Raises SettingsInvalid and ServicesNotFound."""
+        self._settings = (settings or Settings()).located()
+        self._database = AsyncDatabase(self._settings)
+        self._doorbell = Doorbell(self._settings)
+        self._notices: AsyncNotices | None = None  # its connection belongs to the loop that first waits
+        self._catalogue = Catalogue(self._settings.graphs_refresh)
+
+    async def __aenter__(self) -> AsyncProducer:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Gives back all connections."""
+        await self._database.close()
+        if self._notices is not None:
+            await self._notices.close()
+        await asyncio.to_thread(self._doorbell.close)
+
+    async def enqueue(
+        self,
+        graph: str,
+        input: Any = None,  # noqa: A002 - the field's word
+        *,
+        tenant: str,
+        thread_id: str,
+        session: AsyncCaller | None = None,
+        **options: Unpack[RunOptions],
+    ) -> Run:
+        """See Producer.enqueue; session: an AsyncSession, AsyncConnection or psycopg AsyncConnection."""
+        request = {"graph": graph, "input": input, "tenant": tenant, "thread_id": thread_id, **options}
+        return (await self.enqueue_many([request], session=session))[0]
+
+    async def enqueue_many(
+        self, requests: Iterable[Mapping[str, Any]], *, session: AsyncCaller | None = None
+    ) -> list[Run]:
+        """See Producer.enqueue_many."""
+        checked = _check_requests(self._settings, requests)
+        if not checked:
+            return []
+        if not self._catalogue.knows(request.graph for request in checked):
+            await self._database.carry_out(self._catalogue.read())
+        _check_inputs(checked, self._catalogue)
+        if session is not None:
+            return (await carry_out_within_async(session, enqueue_within(checked, self._catalogue))).runs
+        runs, bells = await self._database.carry_out(enqueue(checked, self._catalogue))
+        await self._ring(bells)
+        return runs
+
+    async def _ring(self, bells: Iterable[Bell]) -> None:
+        bells = [*bells]
+        if bells:  # Celery's client blocks
+            await asyncio.to_thread(self._doorbell.ring, bells)
+
+    async def get(self, run_id: str | uuid.UUID, *, tenant: str) -> Run:
+        """See Producer.get."""
+        return await self._database.carry_out(queries.get(run_id, tenant))
+
+    async def list(
+        self,
+        *,
+        tenant: str,
+        thread_id: str | None = None,
+        status: str | None = None,
+        graph: str | None = None,
+        limit: int = 100,
+        after: str | None = None,
+    ) -> list[Run]:
+        """See Producer.list."""
+        return await self._database.carry_out(
+            queries.list_runs(
+                tenant, thread_id=thread_id, status=status, graph=graph, limit=limit, after=after
+            )
+        )
+
+    async def cancel(self, run_id: str | uuid.UUID, *, tenant: str) -> Run:
+        """See Producer.cancel."""
+        run, bells = await self._database.carry_out(queries.cancel_run(run_id, tenant))
+        await self._ring(bells)
+        return run
+
+    async def state(self, tenant: str, thread_id: str) -> ThreadState:
+        """See Producer.state."""
+        return await self._database.carry_out(read_state(tenant, thread_id))
+
+    async def history(
+        self, tenant: str, thread_id: str, *, limit: int = 100, after: str | None = None
+    ) -> list[dict[str, Any]]:  # type: ignore[valid-type]  # `list` is a method here
+        """See Producer.history."""
+        queries.check_page(limit, None)
+        return await self._database.carry_out(read_history(tenant, thread_id, limit, after))
+
+    async def wait(self, run_id: str | uuid.UUID, *, tenant: str, timeout: float | None = None) -> Run:
+        """See Producer.wait."""
+        if self._notices is None:
+            self._notices = AsyncNotices(self._settings)
+        ends_at = time.monotonic() + (float("inf") if timeout is None else timeout)
+        async with self._notices.of(str(run_id)) as wait:
+            while True:
+                run = await self.get(run_id, tenant=tenant)
+                left = ends_at - time.monotonic()
+                if run.is_finished:
+                    return run
+                if left <= 0:
+                    raise WaitTimeout(run.id, run.status, timeout or 0)
+                await wait(left)

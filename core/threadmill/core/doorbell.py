@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -24,6 +25,16 @@ class Bell(NamedTuple):
     tenant: str
     thread_id: str
     graph: str
+
+    def to_json(self) -> str:
+        """The bell as the payload of a Postgres notification."""
+        return json.dumps([str(self.run_id), *self[1:]])
+
+    @classmethod
+    def from_json(cls, text: str) -> Bell:
+        """The bell that `to_json` wrote."""
+        run_id, tenant, thread_id, graph = json.loads(text)
+        return cls(uuid.UUID(run_id), tenant, thread_id, graph)
 
 
 def bell_of(row: Row) -> Bell:
@@ -56,7 +67,7 @@ class Doorbell:
                 for bell in bells:
                     self._app.send_task(
                         RUN_TASK,
-                        args=[str(bell.run_id), bell.tenant, bell.thread_id, bell.graph],
+                        args=[str(bell.run_id), *bell[1:]],
                         task_id=str(bell.run_id),
                         argsrepr=f"tenant={bell.tenant} thread={bell.thread_id} graph={bell.graph}",
                         kwargsrepr="",

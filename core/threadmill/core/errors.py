@@ -18,6 +18,7 @@
     │   ├── ThreadNotFound            this tenant has no such thread
     │   └── DeadLetterNotFound        there is no such dead letter
     ├── WaitTimeout                   the run was not finished in the time the caller gave
+    ├── ForeignThread                 an attempt tried to write into a thread that is not its run's
     ├── LeaseLost                     an attempt tried to write after its run was given to another
     ├── GraphError                    a graph cannot be served
     │   ├── GraphConfigInvalid        langgraph.json itself is wrong
@@ -223,6 +224,20 @@ class WaitTimeout(ThreadmillError):
 
     def __str__(self) -> str:
         return f"run {self.run_id} is still {self.status} after {self.seconds:g} s; it goes on, wait again"
+
+
+class ForeignThread(ThreadmillError):
+    """An attempt tried to write into a thread that is not its run's."""
+
+    def __init__(self, thread_id: str, own_thread_id: str) -> None:
+        super().__init__(thread_id, own_thread_id)
+        self.thread_id, self.own_thread_id = thread_id, own_thread_id
+
+    def __str__(self) -> str:
+        return (
+            f"a run on thread {self.own_thread_id!r} may not write into thread {self.thread_id!r}; "
+            "enqueue a run there"
+        )
 
 
 class LeaseLost(ThreadmillError):

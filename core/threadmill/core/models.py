@@ -23,6 +23,7 @@ from sqlalchemy import (
     LargeBinary,
     MetaData,
     SmallInteger,
+    Table,
     Text,
     UniqueConstraint,
     func,
@@ -61,6 +62,12 @@ class Base(DeclarativeBase):
         datetime.datetime: DateTime(timezone=True),
         uuid.UUID: UUID(as_uuid=True),
     }
+
+
+def table_of(model: type[Base]) -> Table:
+    """The table of a model, for statements of SQLAlchemy Core."""
+    assert isinstance(model.__table__, Table)
+    return model.__table__
 
 
 def _now() -> Mapped[datetime.datetime]:

@@ -56,18 +56,19 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSON, JSONB, UUID
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.sql import Executable
 
-from threadmill.core.models import SCHEMA, DeadLetter, Run, Tenant, Thread, Worker
+from threadmill.core.models import SCHEMA, DeadLetter, Graph, Run, Tenant, Thread, Worker, table_of
 from threadmill.core.models import Attempt as AttemptRow
 
 TENANT_SETTING = "threadmill.tenant"
 DOORBELL_CHANNEL = "threadmill_doorbell"
 
-_threads = Thread.__table__
-_runs = Run.__table__
-_letters = DeadLetter.__table__
-_attempts = AttemptRow.__table__
-_tenants = Tenant.__table__
-_workers = Worker.__table__
+_threads = table_of(Thread)
+_runs = table_of(Run)
+_letters = table_of(DeadLetter)
+_attempts = table_of(AttemptRow)
+_tenants = table_of(Tenant)
+_workers = table_of(Worker)
+_graphs = table_of(Graph)
 
 
 def _word(value: str) -> ColumnElement[str]:
@@ -276,8 +277,8 @@ def find_by_idempotency_key() -> Executable:
 
 @cache
 def announce_in_transaction() -> Executable:
-    """Tells the leader, when the transaction commits, that a bell is to be rung. Parameter: run_id."""
-    return select(func.pg_notify(DOORBELL_CHANNEL, bindparam("run_id", type_=Text)))
+    """Tells the leader, when the transaction commits, that a bell is to be rung. Parameter: bell (JSON)."""
+    return select(func.pg_notify(DOORBELL_CHANNEL, bindparam("bell", type_=Text)))
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -299,7 +300,7 @@ def claim() -> Executable:
     """pending → running: gives the run to one attempt of one worker, after `lock_thread`.
 
     Returns the run's row; none where it is not due, not at its thread's head, held back by a dead letter,
-    or its tenant is paused. Parameters: run_id, worker_id.
+    or its tenant is paused. Parameters: run_id, tenant, thread_id, worker_id.
     """
     tenant_is_paused = exists(
         select(_tenants.c.name).where(_tenants.c.name == _runs.c.tenant, _tenants.c.paused)
@@ -308,6 +309,8 @@ def claim() -> Executable:
         update(_runs)
         .where(
             _runs.c.id == bindparam("run_id"),
+            _runs.c.tenant == bindparam("tenant"),
+            _runs.c.thread_id == bindparam("thread_id"),
             _runs.c.status == _word("pending"),
             _runs.c.run_at <= func.now(),
             ~_earlier_unfinished(_runs),
@@ -772,10 +775,29 @@ def expire_outputs() -> Executable:
 
 
 @cache
+def announce_graph() -> Executable:
+    """Says what a graph's workers serve. Parameters: name, version, topology_hash, input_schema, channels,
+    policy."""
+    new = upsert(_graphs).values(
+        name=bindparam("name"),
+        version=bindparam("version"),
+        topology_hash=bindparam("topology_hash"),
+        input_schema=bindparam("input_schema"),
+        channels=bindparam("channels"),
+        policy=bindparam("policy"),
+    )
+    fields = ("version", "topology_hash", "input_schema", "channels", "policy")
+    return new.on_conflict_do_update(
+        index_elements=[_graphs.c.name],
+        set_={**{field: new.excluded[field] for field in fields}, "announced_at": func.now()},
+    )
+
+
+@cache
 def enlist() -> Executable:
-    """Enters a worker process. Parameters: id, host, pid, queues, concurrency, versions."""
+    """Enters a worker process. Parameters: worker_id, host, pid, queues, concurrency, versions."""
     return insert(_workers).values(
-        id=bindparam("id"),
+        id=bindparam("worker_id"),
         host=bindparam("host"),
         pid=bindparam("pid"),
         queues=bindparam("queues"),

@@ -10,11 +10,11 @@ import jsonschema_rs
 from sqlalchemy import select
 
 from threadmill.core.errors import InvalidInput, UnknownGraph
-from threadmill.core.models import Graph
+from threadmill.core.models import Graph, table_of
 from threadmill.core.policy import GraphPolicy
 from threadmill.core.statement import Batch, Plan, Row, Step
 
-_graphs = Graph.__table__
+_graphs = table_of(Graph)
 _ALL = select(
     _graphs.c.name, _graphs.c.version, _graphs.c.input_schema, _graphs.c.channels, _graphs.c.policy
 ).order_by(_graphs.c.name)

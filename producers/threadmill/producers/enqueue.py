@@ -65,7 +65,7 @@ def enqueue_within(requests: Sequence[RunRequest], catalogue: Catalogue) -> Plan
         found = yield from _look_up(missing, bind=False)
     enqueued = _enqueued(requests, rows, found)
     if enqueued.bells:
-        steps = [Step(announce_in_transaction(), {"run_id": str(bell.run_id)}) for bell in enqueued.bells]
+        steps = [Step(announce_in_transaction(), {"bell": bell.to_json()}) for bell in enqueued.bells]
         yield Batch(steps, final=False)
     return enqueued
 

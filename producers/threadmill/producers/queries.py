@@ -11,7 +11,7 @@ from sqlalchemy.dialects.postgresql import UUID
 from threadmill.core.doorbell import Bell, next_bell
 from threadmill.core.errors import InvalidOption, NotCancellable, RunNotFound
 from threadmill.core.keys import check_tenant, check_thread_id
-from threadmill.core.models import RUN_STATUSES, Run
+from threadmill.core.models import RUN_STATUSES, Run, table_of
 from threadmill.core.statement import Batch, Plan, Step
 from threadmill.core.transitions import RUN_COLUMNS, bind_tenant, cancel, lock_thread
 from threadmill.producers.run import Run as RunView
@@ -20,7 +20,7 @@ from threadmill.producers.run import run_of
 MAX_PAGE = 1000
 CANCELLED = {"type": "Cancelled", "message": "cancelled on request", "node": None}
 
-_runs = Run.__table__
+_runs = table_of(Run)
 _BY_ID = select(*RUN_COLUMNS).where(_runs.c.id == bindparam("run_id", type_=UUID(as_uuid=True)))
 
 

@@ -21,7 +21,9 @@ from threadmill.core.settings import Settings
 MultitaskStrategy = Literal["enqueue", "reject"]
 
 # Keys with which a caller could reach another thread's state, or another run's place in this one.
-RESERVED_KEYS = frozenset({"thread_id", "run_id", "checkpoint_id", "checkpoint_ns", "checkpoint_map"})
+RESERVED_KEYS = frozenset(
+    {"tenant", "thread_id", "run_id", "checkpoint_id", "checkpoint_ns", "checkpoint_map"}
+)
 CONFIG_KEYS = frozenset(
     {"configurable", "tags", "metadata", "recursion_limit", "max_concurrency", "run_name"}
 )

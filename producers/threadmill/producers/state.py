@@ -22,7 +22,7 @@ from sqlalchemy import select, text
 
 from threadmill.core.errors import ThreadNotFound
 from threadmill.core.keys import check_tenant, check_thread_id, thread_key
-from threadmill.core.models import SCHEMA, Thread
+from threadmill.core.models import SCHEMA, Thread, table_of
 from threadmill.core.statement import Batch, Plan, Row, Step
 from threadmill.core.transitions import bind_tenant
 from threadmill.producers.run import timestamp
@@ -30,7 +30,7 @@ from threadmill.producers.run import timestamp
 _NUMPY_ARRAY = 6
 _DELTA_SNAPSHOT = 7
 
-_threads = Thread.__table__
+_threads = table_of(Thread)
 
 _CHECKPOINT = text(
     f"""

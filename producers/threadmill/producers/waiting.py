@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 from redis.exceptions import RedisError
@@ -68,7 +68,7 @@ class AsyncNotices:
         self._reader: asyncio.Task[None] | None = None
 
     @asynccontextmanager
-    async def of(self, run_id: str) -> AsyncIterator[Callable[[float], object]]:
+    async def of(self, run_id: str) -> AsyncIterator[Callable[[float], Awaitable[None]]]:
         """A coroutine function that returns as the one of `Notices.of` does."""
         name, event = channel(run_id), asyncio.Event()
         self._waiters[name].add(event)
@@ -131,6 +131,6 @@ class AsyncNotices:
             self._reader.cancel()
             await asyncio.gather(self._reader, return_exceptions=True)
         if self._pubsub is not None:
-            await self._pubsub.aclose()  # type: ignore[no-untyped-call]
+            await self._pubsub.aclose()
         if self._redis is not None:
             await self._redis.aclose()

@@ -1,0 +1,1 @@
+"""Everything that runs runs: Celery tasks, executor, checkpointer and store, heartbeats, sweeps."""

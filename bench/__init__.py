@@ -1,0 +1,1 @@
+"""Measurements: Threadmill beside bare LangGraph and a naive Celery task."""

@@ -1,0 +1,158 @@
+"""The graphs that langgraph.json names, ready to run."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import sys
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from dotenv import dotenv_values
+from langchain_core.runnables import RunnableConfig
+from langgraph.graph import StateGraph
+from langgraph.pregel import Pregel
+
+from threadmill.core.errors import GraphLoadFailed
+from threadmill.core.policy import GraphPolicy
+from threadmill.graphs.description import GraphDescription, digest, topology_hash
+from threadmill.graphs.graphs_file import GraphsFile, read_graphs_file
+from threadmill.graphs.input_schema import input_schema
+from threadmill.graphs.source import Source
+
+AnyPregel: TypeAlias = Pregel[Any, Any, Any, Any]
+
+
+class Registry:
+    """The graphs of one langgraph.json. Reading it imports none of them; asking for one does."""
+
+    def __init__(self, file: GraphsFile) -> None:
+        self._file = file
+        self._graphs: dict[str, AnyPregel] = {}
+        self._loading: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    @classmethod
+    def read(cls, path: Path) -> Registry:
+        """The registry of this file. Raises GraphConfigInvalid."""
+        return cls(read_graphs_file(path))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The graphs' names, in the file's order."""
+        return tuple(self._file.sources)
+
+    def activate(self) -> None:
+        """Make this process one in which the graphs can be imported.
+
+        The dependencies that are folders go to the end of `sys.path`, where they hide no installed module; the
+        file's `env` goes into the environment, where what is already set wins. A missing env file is no error:
+        in production the variables are set by other means.
+        """
+        for folder in self._file.folders:
+            if str(folder) not in sys.path:
+                sys.path.append(str(folder))
+        env = self._file.env
+        for name, value in (dotenv_values(env) if isinstance(env, Path) else env).items():
+            if value is not None:
+                os.environ.setdefault(name, value)
+
+    def location(self, name: str) -> str:
+        """Where the file says that the graph is, as written there. Raises GraphLoadFailed for an unknown one."""
+        return self._source(name).text
+
+    def policy(self, name: str) -> GraphPolicy:
+        """What the graph's owner decided. Raises GraphLoadFailed for an unknown graph."""
+        self._source(name)
+        return self._file.policies[name]
+
+    async def graph(self, name: str, config: RunnableConfig | None = None) -> AnyPregel:
+        """The compiled graph. Raises GraphLoadFailed.
+
+        It is loaded once; only a factory that takes a config is called each time, with this config.
+        """
+        if name in self._graphs:
+            return self._graphs[name]
+        source = self._source(name)
+        async with self._loading[name]:
+            if name in self._graphs:  # it was loaded while this caller waited
+                return self._graphs[name]
+            value = _attribute(source)
+            if not _is_factory(value):
+                self._graphs[name] = _compiled(source, value)
+            elif not _takes_config(source, value):
+                self._graphs[name] = _compiled(source, await _call(source, value))
+            if name in self._graphs:
+                return self._graphs[name]
+        return _compiled(source, await _call(source, value, config or RunnableConfig(configurable={})))
+
+    async def describe(self, name: str) -> GraphDescription:
+        """What workers announce about the graph. Raises GraphLoadFailed."""
+        graph = await self.graph(name)
+        source = self._source(name)
+        try:
+            return GraphDescription(
+                name=name,
+                version=_version(source),
+                topology_hash=topology_hash(graph),
+                input_schema=input_schema(graph),
+                channels=tuple(graph.stream_channels_list),
+                policy=self.policy(name),
+            )
+        except Exception as error:
+            raise source.failure(error) from error
+
+    def _source(self, name: str) -> Source:
+        if name not in self._file.sources:
+            raise GraphLoadFailed(name, str(self._file.path), f"not there; it names {', '.join(self.names)}")
+        return self._file.sources[name]
+
+
+def _attribute(source: Source) -> Any:
+    module = source.load()
+    if not hasattr(module, source.attribute):
+        where = source.show(module.__file__ or source.place)
+        raise GraphLoadFailed(source.graph, where, f"holds nothing named {source.attribute!r}")
+    return getattr(module, source.attribute)
+
+
+def _is_factory(value: object) -> bool:
+    return callable(value) and not isinstance(value, Pregel | StateGraph)
+
+
+def _takes_config(source: Source, factory: Callable[..., Any]) -> bool:
+    """Whether the factory wants a config: it has one parameter that must be given, or one named config."""
+    parameters = inspect.signature(factory).parameters.values()
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    required = [p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    if len(required) > 1 or any(p.kind is p.KEYWORD_ONLY for p in required):
+        names = ", ".join(p.name for p in required)
+        raise source.failure(TypeError(f"a factory takes a config or nothing, this one wants {names}"))
+    return bool(required) or any(p.name == "config" for p in positional[:1])
+
+
+async def _call(source: Source, factory: Callable[..., Any], *arguments: object) -> object:
+    try:
+        made = factory(*arguments)
+        return await made if inspect.isawaitable(made) else made
+    except (Exception, SystemExit) as error:
+        raise source.failure(error) from error
+
+
+def _compiled(source: Source, value: object) -> AnyPregel:
+    try:
+        graph = value.compile(name=source.graph) if isinstance(value, StateGraph) else value
+    except Exception as error:
+        raise source.failure(error) from error
+    if not isinstance(graph, Pregel):
+        raise source.failure(TypeError(f"a {type(graph).__name__} is neither a graph nor a factory of one"))
+    if graph.checkpointer is False:
+        raise source.failure(ValueError("compiled with checkpointer=False, so its runs would not be durable"))
+    return graph
+
+
+def _version(source: Source) -> str:
+    file = source.load().__file__
+    return digest(Path(file).read_bytes()) if file else ""

@@ -1,0 +1,140 @@
+"""LangGraph's Postgres checkpointer, bound to a tenant and fenced by an attempt's lease."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import ChannelVersions, Checkpoint, CheckpointMetadata, CheckpointTuple
+from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+from psycopg import AsyncCursor
+from psycopg.rows import DictRow, dict_row
+
+from threadmill.core.errors import ForeignThread
+from threadmill.core.keys import thread_key
+from threadmill.workers.lease import Lease, Pool, bound_connection, session_bound_connection
+
+# Strict: what is no safe type and not in a graph's own state comes back as plain data, never as an object
+# that a crafted blob names. The default serialiser rebuilds anything importable.
+STRICT = JsonPlusSerializer(allowed_msgpack_modules=None)
+
+
+@dataclass
+class Progress:
+    """How far an attempt has come. An object of its own, as LangGraph runs on a copy of the saver."""
+
+    checkpoint_id: str | None = None
+
+
+class BoundSaver(AsyncPostgresSaver):
+    """One tenant's checkpoints; cheap, made for each attempt over the process's pool.
+
+    Callers name threads by their plain ids; in the tables they stand under the thread key, so no id that a
+    node makes up reaches another tenant's thread, and row-level security would hide it if one did.
+
+    With a lease, writes go to the lease's thread only (ForeignThread) and while it holds (LeaseLost).
+    Without one the saver reads and maintains, which is for Threadmill's own use.
+    """
+
+    def __init__(self, pool: Pool, tenant: str, lease: Lease | None = None) -> None:
+        super().__init__(pool, serde=STRICT)
+        self._pool = pool
+        self._tenant = tenant
+        self._lease = lease
+        self._pruning = False
+        self.progress = Progress()
+
+    @asynccontextmanager
+    async def _cursor(self, *, pipeline: bool = False) -> AsyncIterator[AsyncCursor[DictRow]]:
+        # The stock saver serialises its callers on a lock of the instance, and takes it for reads too;
+        # here each call has a connection of the pool to itself. `pipeline` marks the stock saver's writes.
+        if self._pruning:
+            async with session_bound_connection(self._pool, self._tenant) as connection:
+                yield connection.cursor(binary=True, row_factory=dict_row)
+            return
+        lease = self._lease if pipeline else None
+        async with (
+            bound_connection(self._pool, self._tenant, lease) as connection,
+            connection.cursor(binary=True, row_factory=dict_row) as cursor,
+        ):
+            yield cursor
+
+    def _key(self, thread_id: str) -> str:
+        return thread_key(self._tenant, str(thread_id))
+
+    def _keyed(self, config: RunnableConfig) -> RunnableConfig:
+        configurable = config["configurable"]
+        return {
+            **config,
+            "configurable": {**configurable, "thread_id": self._key(configurable["thread_id"])},
+        }
+
+    def _writable(self, config: RunnableConfig) -> RunnableConfig:
+        """The keyed config. Raises ForeignThread for a thread that the lease does not cover."""
+        thread_id = config["configurable"]["thread_id"]
+        if self._lease is not None and thread_id != self._lease.thread_id:
+            raise ForeignThread(str(thread_id), self._lease.thread_id)
+        return self._keyed(config)
+
+    async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        return await super().aget_tuple(self._keyed(config))
+
+    async def alist(
+        self,
+        config: RunnableConfig | None,
+        *,
+        filter: dict[str, Any] | None = None,  # noqa: A002 - LangGraph's signature
+        before: RunnableConfig | None = None,
+        limit: int | None = None,
+    ) -> AsyncIterator[CheckpointTuple]:
+        keyed = None if config is None else self._keyed(config)
+        async for item in super().alist(keyed, filter=filter, before=before, limit=limit):
+            yield item
+
+    async def aput(
+        self,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> RunnableConfig:
+        saved = await super().aput(self._writable(config), checkpoint, metadata, new_versions)
+        if not config["configurable"].get("checkpoint_ns"):
+            self.progress.checkpoint_id = checkpoint["id"]
+        saved["configurable"]["thread_id"] = config["configurable"]["thread_id"]
+        return saved
+
+    async def aput_writes(
+        self,
+        config: RunnableConfig,
+        writes: Sequence[tuple[str, Any]],
+        task_id: str,
+        task_path: str = "",
+    ) -> None:
+        await super().aput_writes(self._writable(config), writes, task_id, task_path)
+
+    async def adelete_thread(self, thread_id: str) -> None:
+        keyed = self._writable({"configurable": {"thread_id": thread_id}})
+        await super().adelete_thread(keyed["configurable"]["thread_id"])
+
+    async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
+        keys = [
+            self._writable({"configurable": {"thread_id": thread_id}})["configurable"]["thread_id"]
+            for thread_id in thread_ids
+        ]
+        self._pruning = True
+        try:
+            await super().aprune(keys, strategy=strategy)
+        finally:
+            self._pruning = False
+
+    async def aget_delta_channel_history(self, *, config: RunnableConfig, channels: Sequence[str]) -> Any:
+        return await super().aget_delta_channel_history(config=self._keyed(config), channels=channels)
+
+    async def _load_checkpoint_tuple(self, value: DictRow) -> CheckpointTuple:
+        plain = value["thread_id"].partition(":")[2]
+        return await super()._load_checkpoint_tuple({**value, "thread_id": plain})

@@ -1,0 +1,70 @@
+"""What binds a write of LangGraph's to a tenant and to the attempt that makes it."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import NamedTuple
+
+import psycopg
+from psycopg.rows import DictRow
+from psycopg_pool import AsyncConnectionPool
+
+from threadmill.core.errors import LeaseLost
+from threadmill.core.models import SCHEMA
+from threadmill.core.transitions import TENANT_SETTING
+
+FENCED = "TM001"  # the SQLSTATE that the fence raises
+
+Pool = AsyncConnectionPool[psycopg.AsyncConnection[DictRow]]
+
+_BIND = f"select set_config('{TENANT_SETTING}', %s, true)"
+_BIND_SESSION = f"select set_config('{TENANT_SETTING}', %s, false)"
+_BIND_AND_FENCE = f"{_BIND}, {SCHEMA}.fence(%s, %s)"
+
+
+class Lease(NamedTuple):
+    """The right of one attempt to write into its run's thread."""
+
+    run_id: uuid.UUID
+    attempt: int
+    thread_id: str
+
+
+@asynccontextmanager
+async def bound_connection(
+    pool: Pool, tenant: str, lease: Lease | None
+) -> AsyncIterator[psycopg.AsyncConnection[DictRow]]:
+    """A connection in pipeline mode, in one transaction bound to the tenant and, given a lease, fenced.
+
+    All statements of the block go out together and are committed at its end, in one round trip if none of
+    them is waited for. The fence's row lock lasts until then, so what takes the run away waits for the write.
+    Raises LeaseLost, with nothing written.
+    """
+    async with pool.connection() as connection:
+        try:
+            # On an autocommit connection a pipeline is one transaction, up to its end.
+            async with connection.pipeline():
+                if lease is None:
+                    await connection.execute(_BIND, (tenant,))
+                else:
+                    await connection.execute(_BIND_AND_FENCE, (tenant, lease.run_id, lease.attempt))
+                yield connection
+        except psycopg.Error as error:
+            if error.sqlstate == FENCED and lease is not None:
+                raise LeaseLost(str(lease.run_id), lease.attempt) from None
+            raise
+
+
+@asynccontextmanager
+async def session_bound_connection(
+    pool: Pool, tenant: str
+) -> AsyncIterator[psycopg.AsyncConnection[DictRow]]:
+    """A connection that stays bound to the tenant over several transactions of the caller's."""
+    async with pool.connection() as connection:
+        await connection.execute(_BIND_SESSION, (tenant,))
+        try:
+            yield connection
+        finally:
+            await connection.execute(_BIND_SESSION, ("",))

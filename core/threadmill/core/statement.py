@@ -72,9 +72,7 @@ class Compiled(NamedTuple):
 @lru_cache(maxsize=256)
 def compiled(statement: Executable) -> Compiled:
     """The statement compiled for psycopg; the transitions are built once, so each is compiled once."""
-    result = statement.compile(  # type: ignore[attr-defined]
-        dialect=DIALECT, compile_kwargs={"render_postcompile": True}
-    )
+    result = statement.compile(dialect=DIALECT)  # type: ignore[attr-defined]
     assert isinstance(result, SQLCompiler)
     processors = {}
     for name, bind in result.binds.items():

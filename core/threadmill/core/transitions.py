@@ -28,6 +28,7 @@ from typing import Any
 from sqlalchemy import (
     CTE,
     BigInteger,
+    Boolean,
     Column,
     ColumnElement,
     DateTime,
@@ -44,7 +45,6 @@ from sqlalchemy import (
     exists,
     func,
     insert,
-    literal,
     literal_column,
     null,
     or_,
@@ -73,7 +73,7 @@ _graphs = table_of(Graph)
 
 def _word(value: str) -> ColumnElement[str]:
     """A status as a literal in the SQL, so that predicates of partial indexes are recognised."""
-    return literal(value, Text, literal_execute=True)
+    return literal_column(f"'{value}'", Text)
 
 
 def _seconds(parameter: str) -> ColumnElement[datetime.timedelta]:
@@ -132,6 +132,7 @@ _NEW_RUN = (
     Column("id", UUID(as_uuid=True)),
     Column("thread_id", Text),
     Column("back", BigInteger),  # how many runs of the same call follow on the same thread
+    Column("first", Boolean),  # no run of the same call goes before it on its thread
     Column("graph", Text),
     Column("input", JSON),
     Column("command", JSON),
@@ -148,6 +149,11 @@ _NEW_RUN = (
     Column("durability", Text),
     Column("trace_context", JSON),
 )
+# Those that are inserted as they came.
+_COPIED = (
+    "graph", "input", "command", "config", "context", "metadata", "priority", "max_attempts", "deadline",
+    "idempotency_key", "multitask_strategy", "durability", "trace_context",
+)  # fmt: skip
 
 
 @cache
@@ -156,9 +162,11 @@ def enter_threads() -> Executable:
 
     Parameters: tenant, thread_ids (distinct), counts (how many runs each gets).
     """
-    entries = func.unnest(
-        bindparam("thread_ids", type_=ARRAY(Text)), bindparam("counts", type_=ARRAY(BigInteger))
-    ).table_valued("thread_id", "count", name="entries")
+    entries = (
+        func.unnest(bindparam("thread_ids", type_=ARRAY(Text)), bindparam("counts", type_=ARRAY(BigInteger)))
+        .table_valued("thread_id", "count")
+        .render_derived("entries")
+    )
     # Every caller locks in the same order, so that two enqueues of several threads cannot deadlock.
     rows = select(
         bindparam("tenant", type_=Text), entries.c.thread_id, _word("busy"), entries.c.count
@@ -198,50 +206,25 @@ def insert_runs() -> Executable:
             _is_unfinished(others.c.status),
         )
     )
-    first_of_call = ~exists(  # no run of this call goes before it on its thread
-        select(1)
-        .select_from(
-            func.json_to_recordset(cast(bindparam("runs", type_=Text), JSON))
-            .table_valued(column("thread_id", Text), column("back", BigInteger))
-            .render_derived("sibling", with_types=True)
-        )
-        .where(
-            literal_column("sibling.thread_id") == new.c.thread_id,
-            literal_column("sibling.back") > new.c.back,
-        )
-    )
-    rings = and_(first_of_call, ~busy, _threads.c.held_by.is_(null()), run_at <= func.now())
+    rings = and_(new.c.first, ~busy, _threads.c.held_by.is_(null()), run_at <= func.now())
+    values = {
+        "id": new.c.id,
+        "tenant": tenant,
+        "thread_id": new.c.thread_id,
+        "seq": seq,
+        "run_at": run_at,
+        "dispatched_at": case((rings, func.now())),
+        "payload_hash": func.decode(new.c.payload_hash, "hex"),
+        **{name: new.c[name] for name in _COPIED},
+    }
     rows = (
-        select(
-            new.c.id,
-            tenant,
-            new.c.thread_id,
-            seq,
-            new.c.graph,
-            new.c.input,
-            new.c.command,
-            new.c.config,
-            new.c.context,
-            new.c.metadata,
-            new.c.priority,
-            new.c.max_attempts,
-            run_at,
-            new.c.deadline,
-            case((rings, func.now())),
-            new.c.idempotency_key,
-            func.decode(new.c.payload_hash, "hex"),
-            new.c.multitask_strategy,
-            new.c.durability,
-            new.c.trace_context,
-        )
+        select(*values.values())
         .select_from(
             new.join(_threads, and_(_threads.c.tenant == tenant, _threads.c.thread_id == new.c.thread_id))
         )
-        .where(or_(new.c.multitask_strategy != _word("reject"), and_(first_of_call, ~busy)))
+        .where(or_(new.c.multitask_strategy != _word("reject"), and_(new.c.first, ~busy)))
     )
-    names = ["id", "tenant", "thread_id", "seq"] + [c.name for c in _NEW_RUN[3:12]]
-    names += ["deadline", "dispatched_at"] + [c.name for c in _NEW_RUN[13:]]
-    inserted = upsert(_runs).from_select(names, rows)
+    inserted = upsert(_runs).from_select(list(values), rows)
     return inserted.on_conflict_do_nothing(
         index_elements=[_runs.c.tenant, _runs.c.idempotency_key],
         index_where=_runs.c.idempotency_key.is_not(None),

@@ -11,7 +11,7 @@ import threading
 
 import structlog
 import tenacity
-from sqlalchemy import func, literal, select
+from sqlalchemy import func, literal_column, select
 from sqlalchemy.sql import Executable
 from tenacity.wait import wait_base
 
@@ -45,7 +45,7 @@ def _waiting() -> Executable:
             thread_has_moved().label("moved"),
         )
         .where(
-            _letters.c.status == literal("waiting", literal_execute=True),
+            _letters.c.status == literal_column("'waiting'"),
             func.coalesce(_letters.c.next_replay_at, func.now()) <= func.now(),
         )
         .order_by(_letters.c.id)

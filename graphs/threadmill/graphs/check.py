@@ -13,8 +13,8 @@ from threadmill.graphs.registry import Registry
 class GraphCheck:
     """What was found for one graph.
 
-    location: its value in langgraph.json; description: None if it cannot be loaded; error: why not (file, line,
-    exception), or None.
+    location: its value in langgraph.json; description: None if it cannot be loaded; error: then why not,
+    with file, line and exception.
     """
 
     name: str

@@ -63,9 +63,13 @@ class _Reader:
         try:
             return json.loads(self.path.read_text("utf-8"))
         except OSError as error:
-            raise self.wrong("", f"cannot be read ({error.strerror}); it says which graphs there are") from None
+            raise self.wrong(
+                "", f"cannot be read ({error.strerror}); it says which graphs there are"
+            ) from None
         except json.JSONDecodeError as error:
-            raise self.wrong("", f"is no JSON: line {error.lineno}, column {error.colno}: {error.msg}") from None
+            raise self.wrong(
+                "", f"is no JSON: line {error.lineno}, column {error.colno}: {error.msg}"
+            ) from None
         except UnicodeDecodeError as error:
             raise self.wrong("", f"is not UTF-8: {error.reason} at byte {error.start}") from None
 

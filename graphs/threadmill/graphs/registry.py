@@ -47,9 +47,9 @@ class Registry:
     def activate(self) -> None:
         """Make this process one in which the graphs can be imported.
 
-        The dependencies that are folders go to the end of `sys.path`, where they hide no installed module; the
-        file's `env` goes into the environment, where what is already set wins. A missing env file is no error:
-        in production the variables are set by other means.
+        The dependencies that are folders go to the end of `sys.path`, where they hide no installed module;
+        the file's `env` goes into the environment, where what is already set wins. A missing env file is no
+        error: in production the variables are set by other means.
         """
         for folder in self._file.folders:
             if str(folder) not in sys.path:
@@ -60,7 +60,7 @@ class Registry:
                 os.environ.setdefault(name, value)
 
     def location(self, name: str) -> str:
-        """Where the file says that the graph is, as written there. Raises GraphLoadFailed for an unknown one."""
+        """Where the file says that the graph is, as written there. Raises GraphLoadFailed if it does not."""
         return self._source(name).text
 
     def policy(self, name: str) -> GraphPolicy:
@@ -126,7 +126,9 @@ def _takes_config(source: Source, factory: Callable[..., Any]) -> bool:
     """Whether the factory wants a config: it has one parameter that must be given, or one named config."""
     parameters = inspect.signature(factory).parameters.values()
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    required = [p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    required = [
+        p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
     if len(required) > 1 or any(p.kind is p.KEYWORD_ONLY for p in required):
         names = ", ".join(p.name for p in required)
         raise source.failure(TypeError(f"a factory takes a config or nothing, this one wants {names}"))

@@ -88,9 +88,10 @@ def _insert(group: Sequence[RunRequest], catalogue: Catalogue) -> list[Step]:
     left = dict(counts)
     records = []
     for request in group:
+        first = left[request.thread_id] == counts[request.thread_id]
         left[request.thread_id] -= 1
         default = catalogue.graph(request.graph).policy.max_attempts
-        records.append(request.record(left[request.thread_id], default))
+        records.append(request.record(left[request.thread_id], first=first, default_max_attempts=default))
     tenant = group[0].tenant
     return [
         Step(

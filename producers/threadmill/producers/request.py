@@ -66,12 +66,13 @@ class RunRequest:
     durability: str | None
     multitask_strategy: str
 
-    def record(self, back: int, default_max_attempts: int) -> str:
+    def record(self, back: int, *, first: bool, default_max_attempts: int) -> str:
         """The row as a JSON object, for `transitions.insert_runs`."""
         scalars = {
             "id": str(self.id),
             "thread_id": self.thread_id,
             "back": back,
+            "first": first,
             "graph": self.graph,
             "priority": self.priority,
             "max_attempts": self.max_attempts or default_max_attempts,

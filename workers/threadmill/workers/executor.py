@@ -34,6 +34,7 @@ from threadmill.workers.store import BoundStore
 # graph that is compiled once for the process (langgraph._internal._constants).
 CHECKPOINTER_KEY = "__pregel_checkpointer"
 RUNTIME_KEY = "__pregel_runtime"
+STRICT_RESUME_KEY = "__pregel_strict_resume"
 
 _log = structlog.get_logger("threadmill.executor")
 
@@ -127,7 +128,9 @@ class Executor:
         pool = await self._database.pool()
         lease = Lease(run["id"], run["attempt"], run["thread_id"])
         saver = BoundSaver(pool, run["tenant"], lease)
-        policy = self._registry.policy(run["graph"])
+        # A graph that this worker does not serve fails when it is loaded, and is recorded then.
+        served = run["graph"] in self._registry.names
+        policy = self._registry.policy(run["graph"]) if served else GraphPolicy()
         given: Mapping[str, Any] = run["config"] or {}
         config = {
             "recursion_limit": policy.recursion_limit,
@@ -140,6 +143,8 @@ class Executor:
                 # the input a second time.
                 "run_id": str(run["id"]),
                 CHECKPOINTER_KEY: saver,
+                # An answer to a question that is not open, or to one of several, is refused.
+                STRICT_RESUME_KEY: True,
                 RUNTIME_KEY: GraphRuntime(store=BoundStore(pool, run["tenant"], lease)),
             },
         }

@@ -108,6 +108,8 @@ class AsyncioPool(BasePool):
     def on_terminate(self) -> None:
         """Cold shutdown: the runs under way are abandoned where they stand."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+        for future in list(self._running):
+            future.cancel()
         self._runtime.stop()
 
     def _get_info(self) -> dict[str, Any]:

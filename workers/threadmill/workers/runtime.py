@@ -74,17 +74,10 @@ class Runtime:
         self._doorbell.close()
 
     def _stop_loop(self) -> None:
-        self.submit(self._close()).result()
+        self.submit(self._database.close()).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
-
-    async def _close(self) -> None:
-        tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await self._database.close()
 
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
         """Runs a coroutine on the loop; the future may be waited for in any other thread."""

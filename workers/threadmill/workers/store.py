@@ -33,6 +33,11 @@ class _FencedStore(AsyncPostgresStore):
         super().__init__(pool)
         self._pool, self._tenant, self._lease = pool, tenant, lease
 
+    def _ensure_task(self) -> None:
+        # The stock store batches calls in a task of its own, which would outlive the attempt. Ours come
+        # through `abatch`, which does not use it.
+        return
+
     @asynccontextmanager
     async def _cursor(self, *, pipeline: bool = False) -> AsyncIterator[AsyncCursor[DictRow]]:  # noqa: ARG002
         async with (

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import os
 import socket
-from typing import Literal
+import warnings
+from typing import Any, Literal
+
+import structlog
+from celery.exceptions import SecurityWarning
+from celery.signals import worker_ready
 
 from threadmill.core.logs import configure_logs
 from threadmill.core.settings import Settings
 from threadmill.workers.pool import AsyncioPool
 from threadmill.workers.tasks import create_worker_app
+
+_log = structlog.get_logger("threadmill.worker")
 
 PoolName = Literal["asyncio", "prefork"]
 
@@ -21,6 +28,8 @@ def run_worker(settings: Settings, pool: PoolName = "asyncio") -> int:
     for graphs that block or burn CPU.
     """
     configure_logs(settings)
+    # Celery warns against root because of pickle, which is not accepted here.
+    warnings.filterwarnings("ignore", category=SecurityWarning)
     AsyncioPool.settings = settings
     app = create_worker_app(settings)
     worker = app.Worker(
@@ -32,5 +41,10 @@ def run_worker(settings: Settings, pool: PoolName = "asyncio") -> int:
         without_mingle=True,
         quiet=True,
     )
+
+    def ready(**_: Any) -> None:
+        _log.info("worker.ready", queue=settings.queue, pool=pool, concurrency=settings.concurrency)
+
+    worker_ready.connect(ready, weak=False)
     worker.start()
     return int(worker.exitcode or 0)

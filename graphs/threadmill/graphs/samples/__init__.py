@@ -1,0 +1,1 @@
+"""Graphs that do real work; only assistant needs a key and a network."""

@@ -1,4 +1,3 @@
-# syntax=docker/dockerfile:1
 # One image for every process of a fleet: the worker by default, replay, flower and migrations by command.
 
 FROM python:3.13-slim AS build

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis  # noqa: F401 - imported late, deep in pytest's summary, CPython 3.11 fails to parse it
 import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict

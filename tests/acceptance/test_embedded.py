@@ -63,6 +63,16 @@ def owner(folder: Path, manner: str = "") -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
+@contextmanager
+def stranger() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that is no server, of the user that Postgres runs as."""
+    with subprocess.Popen(["sleep", "60"], user="nobody" if os.geteuid() == 0 else None) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
 def services(folder: Path, **options: Any) -> EmbeddedServices:
     return EmbeddedServices(folder, postgres_settings=QUICK, **options)
 
@@ -131,13 +141,16 @@ def test_what_is_promised_of_the_servers_is_so(tmp_path: Path) -> None:
         assert listening == []
 
 
-def test_settings_find_a_port_of_their_own_whatever_the_environment_says(
+def test_variables_that_are_meant_for_another_postgres_change_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in {"PGPORT": "1", "PGHOST": "nowhere", "PGUSER": "nobody", "PGDATA": "/nowhere"}.items():
+    foreign = {"PGPORT": "1", "PGHOST": "nowhere", "PGUSER": "nobody", "PGDATA": "/nowhere"}
+    for name, value in {**foreign, "PGDATESTYLE": "German"}.items():
         monkeypatch.setenv(name, value)
     with services(tmp_path, broker=False) as embedded:
         assert query(embedded.database_url, "select current_user") == ["postgres"]
+        monkeypatch.delenv("PGDATESTYLE")  # or the client would ask for it
+        assert query(embedded.database_url, "show datestyle") == ["ISO, MDY"]
 
 
 def test_only_what_was_asked_for_runs(tmp_path: Path) -> None:
@@ -213,11 +226,12 @@ def test_a_pid_that_was_given_to_somebody_else_is_left_alone_and_does_not_bar_th
 ) -> None:
     with services(tmp_path):
         pass
-    # Our own: alive, of the same user, and no server.
-    (tmp_path / "redis.pid").write_text(f"{os.getpid()}\n")
-    (tmp_path / "postgres" / "postmaster.pid").write_text(f"{os.getpid()}\n{tmp_path}/postgres\n")
-    with services(tmp_path) as embedded:
-        assert query(embedded.database_url, "select 1") == [1]
+    with stranger() as somebody:
+        (tmp_path / "redis.pid").write_text(f"{somebody.pid}\n")
+        (tmp_path / "postgres" / "postmaster.pid").write_text(f"{somebody.pid}\n{tmp_path}/postgres\n")
+        with services(tmp_path) as embedded:
+            assert query(embedded.database_url, "select 1") == [1]
+        assert somebody.poll() is None
 
 
 def test_what_an_interrupted_first_start_left_is_done_anew(tmp_path: Path) -> None:
@@ -301,9 +315,10 @@ def test_sockets_that_were_left_make_no_trouble(tmp_path: Path) -> None:
         with socket.socket(socket.AF_UNIX) as left, pytest.MonkeyPatch.context() as patch:
             patch.chdir(tmp_path / "run")
             left.bind(name)
-    (tmp_path / "run" / ".s.PGSQL.5432.lock").write_text(f"{os.getpid()}\n{tmp_path}\n0\n5432\n\n")
-    with services(tmp_path) as embedded:
-        assert query(embedded.database_url, "select 1") == [1]
+    with stranger() as somebody:
+        (tmp_path / "run" / ".s.PGSQL.5432.lock").write_text(f"{somebody.pid}\n{tmp_path}\n0\n5432\n\n")
+        with services(tmp_path) as embedded:
+            assert query(embedded.database_url, "select 1") == [1]
 
 
 def test_no_folder_is_opened_to_others(tmp_path: Path) -> None:

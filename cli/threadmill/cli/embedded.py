@@ -125,7 +125,7 @@ class EmbeddedServices:
 
         def url(database: str) -> str:
             # The port too: without it a PGPORT in a client's environment would count.
-            return f"postgresql://postgres@/{database}?host={sockets}&port=5432"
+            return f"postgresql://postgres@/{database}?host={sockets}"
 
         def wait() -> str:
             server.wait_until_up(lambda: psycopg.connect(url("postgres"), connect_timeout=5).close())

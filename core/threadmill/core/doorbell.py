@@ -55,6 +55,8 @@ class Doorbell:
     def __init__(self, settings: Settings, app: Celery | None = None) -> None:
         self._settings = settings
         self._app = app or create_celery_app(settings)
+        connection = self._app.connection_for_write()
+        self._broker_errors = (OperationalError, OSError, *connection.connection_errors)
 
     def ring(self, bells: Iterable[Bell]) -> int:
         """Rings each bell, blocking; gives up at the first that the broker does not take.
@@ -77,7 +79,7 @@ class Doorbell:
                         retry=False,
                     )
                     rung += 1
-        except (OperationalError, OSError, self._app.connection_for_write().connection_errors) as error:
+        except self._broker_errors as error:
             _log.warning("doorbell.unreachable", error=type(error).__name__, rung=rung)
         return rung
 

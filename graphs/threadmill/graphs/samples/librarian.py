@@ -86,9 +86,9 @@ def send_for_each_module(state: State) -> list[Send] | Literal["cite"]:
     return [Send("retrieve", errand) for errand in errands] or "cite"
 
 
-async def retrieve(errand: Errand) -> dict[str, list[Citation]]:
+async def retrieve(state: Errand) -> dict[str, list[Citation]]:
     """The docstrings of one module that answer best."""
-    passages = (await library()).search(errand["question"], errand["module"])
+    passages = (await library()).search(state["question"], state["module"])
     return {"found": [Citation(module=p.module, name=p.name, line=p.line) for p in passages]}
 
 
@@ -105,7 +105,7 @@ async def cite(state: State) -> dict[str, dict[str, str]]:
 
 async def answer(state: State) -> dict[str, object]:
     """The answer in words, and the turn as the next one will remember it."""
-    lines = [f"{found['name']}: {found['line']}" for found in state["found"]]
+    lines = [f"{found['name']}: {found['line']}".removesuffix(": ") for found in state["found"]]
     lines += [f"{module} is documented at {state['documentation'][module]}" for module in state["modules"]]
     text = "\n".join(lines) or "I found nothing about that in the standard library."
     turn = Turn(question=state["question"], modules=state["modules"], answer=text, citations=state["found"])
@@ -127,7 +127,7 @@ def _tls() -> ssl.SSLContext:
 graph = (
     StateGraph(State, input_schema=Question, output_schema=Answer)
     .add_node(understand)
-    .add_node(retrieve)
+    .add_node("retrieve", retrieve, input_schema=Errand)
     .add_node(cite)
     .add_node(answer)
     .add_edge(START, "understand")

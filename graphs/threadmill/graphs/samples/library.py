@@ -35,18 +35,21 @@ MODULES = tuple(_MODULES.split())
 
 _INDEXED_CHARACTERS = 1500
 _STOPWORDS = """
-    a an and any are as at be but by can could do does doing done for from get give given has have how i
-    if in into is it its just like make me my need of on one or out over python should so some such than
-    that the their them then there these they this those to up use used using want was what when where
-    which who why will with without would you your module modules function functions class classes
-    library standard way
+    a about actually an and answer any are as at back be between but by called can class classes compare
+    comparing could did differ difference different differs do does doing done each else equivalent for
+    from function functions get give given going happen happens has have how i if in into is it its just
+    library like make me mean module modules my need of on one or out over python really same should so
+    some standard such tell than that the their them then there these they this those to up use used
+    using want was way what when where which who why will with without work works would you your
 """
 _IGNORED = frozenset(_STOPWORDS.split())
+_ENDINGS = ("ations", "ation", "ions", "ion", "ings", "ing", "ers", "er", "ed", "ies", "es", "s", "e", "y")
+_SYNONYMS = {"dictionary": "dict", "dictionaries": "dict", "folder": "directory", "folders": "directory"}
 
 
 @dataclass(frozen=True)
 class Passage:
-    """One docstring. name: dotted, beginning with the module; line: the docstring's first line."""
+    """One docstring. name: dotted, beginning with the module; line: its first line, "" if it has none."""
 
     module: str
     name: str
@@ -81,13 +84,14 @@ class Library:
     def search(self, question: str, module: str, limit: int = 3) -> list[Passage]:
         """The passages of one module that answer best, best first; its own docstring if none does."""
         shelf = self._shelves[module]
-        scores = self._scores(question)
+        named = set(words(module))  # in every name there, so they tell nothing apart
+        scores = self._scores([word for word in words(question) if word not in named])
         ranked = sorted(shelf, key=lambda number: -scores[number])[:limit]
         return [self._passages[n] for n in ranked if scores[n] > 0] or [self._passages[shelf.start]]
 
     def find_module(self, question: str) -> str | None:
         """The module whose docstrings answer best; None if no word of the question is in any."""
-        scores = self._scores(question)
+        scores = self._scores(words(question))
         best = {
             module: sum(sorted(scores[shelf.start : shelf.stop])[-3:])
             for module, shelf in self._shelves.items()
@@ -99,8 +103,8 @@ class Library:
         """The modules that hold a function, class or method of this name; none if it is unknown."""
         return self._definers.get(name, ())
 
-    def _scores(self, question: str) -> Any:
-        return self._index.get_scores(words(question) or [""])
+    def _scores(self, query: list[str]) -> Any:
+        return self._index.get_scores_from_ids(self._index.get_tokens_ids(query))
 
 
 _building = threading.Lock()
@@ -125,30 +129,34 @@ def words(text: str) -> list[str]:
     for word in re.findall(r"[A-Za-z0-9]+", text):
         parts = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+", word)
         found += [word] if len(parts) < 2 else [word, *parts]
-    return [_stem(word) for word in map(str.lower, found) if word not in _IGNORED]
+    return [_stem(_SYNONYMS.get(word, word)) for word in map(str.lower, found) if word not in _IGNORED]
 
 
 def _stem(word: str) -> str:
-    for ending in ("ing", "ed", "es", "s", "e"):
-        if word.endswith(ending) and len(word) - len(ending) >= 3 and not word.endswith("ss"):
-            return word.removesuffix(ending)
-    return word
+    """The word without its ending: write, writes, writer and writing are one."""
+    ending = next((e for e in _ENDINGS if word.endswith(e) and len(word) - len(e) >= 3), "")
+    return word if word.endswith("ss") else word.removesuffix(ending)
 
 
 def _docstrings(module_name: str) -> Iterator[tuple[str, str]]:
     """The module's docstring first, then those of its public functions and classes, and of their methods."""
     module = importlib.import_module(module_name)
-    yield module_name, inspect.getdoc(module) or module_name
+    yield module_name, _own_docstring(module)
     # Not getattr: the hook by which a module offers a deprecated name also warns about it.
     for name in getattr(module, "__all__", None) or [n for n in vars(module) if not n.startswith("_")]:
         value = vars(module).get(name)
         if not (inspect.isclass(value) or inspect.isroutine(value)) or not _belongs(value, module):
             continue
-        yield f"{module_name}.{name}", inspect.getdoc(value) or name
+        yield f"{module_name}.{name}", _own_docstring(value)
         if inspect.isclass(value):
             for method, function in vars(value).items():
-                if not method.startswith("_") and callable(function) and function.__doc__:
-                    yield f"{module_name}.{name}.{method}", inspect.cleandoc(function.__doc__)
+                if not method.startswith("_") and callable(function) and _own_docstring(function):
+                    yield f"{module_name}.{name}.{method}", _own_docstring(function)
+
+
+def _own_docstring(value: object) -> str:
+    """The docstring, "" if there is none; inspect.getdoc would give the base class's then."""
+    return inspect.cleandoc(value.__doc__) if isinstance(value.__doc__, str) else ""
 
 
 def _belongs(value: Any, module: Any) -> bool:

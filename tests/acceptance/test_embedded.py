@@ -144,13 +144,10 @@ def test_what_is_promised_of_the_servers_is_so(tmp_path: Path) -> None:
 def test_variables_that_are_meant_for_another_postgres_change_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    foreign = {"PGPORT": "1", "PGHOST": "nowhere", "PGUSER": "nobody", "PGDATA": "/nowhere"}
-    for name, value in {**foreign, "PGDATESTYLE": "German"}.items():
+    for name, value in {"PGPORT": "1", "PGHOST": "nowhere", "PGUSER": "nobody", "PGDATA": "/nowhere"}.items():
         monkeypatch.setenv(name, value)
     with services(tmp_path, broker=False) as embedded:
         assert query(embedded.database_url, "select current_user") == ["postgres"]
-        monkeypatch.delenv("PGDATESTYLE")  # or the client would ask for it
-        assert query(embedded.database_url, "show datestyle") == ["ISO, MDY"]
 
 
 def test_only_what_was_asked_for_runs(tmp_path: Path) -> None:

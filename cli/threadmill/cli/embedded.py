@@ -125,7 +125,7 @@ class EmbeddedServices:
 
         def url(database: str) -> str:
             # The port too: without it a PGPORT in a client's environment would count.
-            return f"postgresql://postgres@/{database}?host={sockets}"
+            return f"postgresql://postgres@/{database}?host={sockets}&port=5432"
 
         def wait() -> str:
             server.wait_until_up(lambda: psycopg.connect(url("postgres"), connect_timeout=5).close())
@@ -197,7 +197,7 @@ class _Server:
                 stdin=subprocess.DEVNULL,
                 stdout=sink,
                 stderr=subprocess.STDOUT,
-                env=_server_environment(),
+                env={**os.environ, "LC_ALL": "C"},  # messages in English
                 start_new_session=True,
             )
 
@@ -321,7 +321,7 @@ def _create_cluster(initdb: Path, data: Path, user: SystemUser | None) -> None:
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        env=_server_environment(),
+        env={**os.environ, "LC_ALL": "C"},  # messages in English
     )
     if made.returncode != 0:
         raise EmbeddedServiceFailed("Postgres", _tail(made.stdout))
@@ -336,12 +336,6 @@ def _ensure_database(url: str) -> None:
                 connection.execute(sql.SQL("create database {}").format(sql.Identifier(DATABASE)))
     except psycopg.Error as error:
         raise EmbeddedServiceFailed("Postgres", f"cannot create the database {DATABASE}: {error}") from error
-
-
-def _server_environment() -> dict[str, str]:
-    """Ours, without what would change a Postgres server, and with messages in English."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "LC_"))}
-    return {**kept, "LC_ALL": "C"}
 
 
 def _tail(output: str) -> str:

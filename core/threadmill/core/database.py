@@ -129,6 +129,10 @@ class Database:
             raise _named(error, self._settings) from error
         try:
             yield connection
+        except psycopg.OperationalError as error:
+            if connection.broken:
+                raise _named(error, self._settings) from error
+            raise
         finally:
             pool.putconn(connection)
 
@@ -180,6 +184,10 @@ class AsyncDatabase:
             raise _named(error, self._settings) from error
         try:
             yield connection
+        except psycopg.OperationalError as error:
+            if connection.broken:
+                raise _named(error, self._settings) from error
+            raise
         finally:
             await pool.putconn(connection)
 

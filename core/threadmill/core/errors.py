@@ -24,6 +24,7 @@
     │   ├── GraphConfigInvalid        langgraph.json itself is wrong
     │   └── GraphLoadFailed           a graph that it names cannot be loaded
     ├── SettingsInvalid               a setting has an impossible value
+    ├── ExtraMissing                  what is asked for needs an optional part that is not installed
     ├── FolderInUse                   another process runs the embedded services of the folder
     └── Unavailable                   something that Threadmill stands on does not answer
         ├── ServicesNotFound          no URL is set and no `threadmill dev` runs in this folder
@@ -287,6 +288,17 @@ class SettingsInvalid(ThreadmillError):
 
     def __str__(self) -> str:
         return "settings: " + "; ".join(self.problems)
+
+
+class ExtraMissing(ThreadmillError):
+    """What is asked for needs an optional part of Threadmill that is not installed."""
+
+    def __init__(self, extra: str, module: str) -> None:
+        super().__init__(extra, module)
+        self.extra, self.module = extra, module
+
+    def __str__(self) -> str:
+        return f'this needs `pip install "threadmill[{self.extra}]"` ({self.module} is not installed)'
 
 
 class FolderInUse(ThreadmillError):

@@ -118,6 +118,7 @@ class Run(Base):
         ),
         Index("runs_due_idx", "run_at", postgresql_where=text("status = 'pending'")),
         Index("runs_worker_idx", "worker_id", postgresql_where=text("status = 'running'")),
+        Index("runs_output_idx", "finished_at", postgresql_where=text("output is not null")),
         Index("runs_tenant_id_idx", "tenant", "id"),
         Index(
             "runs_idempotency_key",

@@ -112,6 +112,10 @@ def _lane_is_free() -> ColumnElement[bool]:
     )
 
 
+def _tenant_is_paused() -> ColumnElement[bool]:
+    return exists(select(_tenants.c.name).where(_tenants.c.name == _runs.c.tenant, _tenants.c.paused))
+
+
 # ---------------------------------------------------------------------------------------------------
 # Binding a transaction
 
@@ -283,11 +287,9 @@ def claim() -> Executable:
     """pending → running: gives the run to one attempt of one worker, after `lock_thread`.
 
     Returns the run's row; none where it is not due, not at its thread's head, held back by a dead letter,
-    or its tenant is paused. Parameters: run_id, tenant, thread_id, worker_id.
+    or its tenant is paused. Parameters: run_id, tenant, thread_id, worker_id,
+    graph_version.
     """
-    tenant_is_paused = exists(
-        select(_tenants.c.name).where(_tenants.c.name == _runs.c.tenant, _tenants.c.paused)
-    )
     return (
         update(_runs)
         .where(
@@ -298,12 +300,13 @@ def claim() -> Executable:
             _runs.c.run_at <= func.now(),
             ~_earlier_unfinished(_runs),
             _lane_is_free(),
-            ~tenant_is_paused,
+            ~_tenant_is_paused(),
         )
         .values(
             status=_word("running"),
             attempt=_runs.c.attempt + 1,
             worker_id=bindparam("worker_id", type_=UUID(as_uuid=True)),
+            graph_version=bindparam("graph_version", type_=Text),
             started_at=func.coalesce(_runs.c.started_at, func.now()),
             dispatched_at=func.now(),
         )
@@ -724,6 +727,7 @@ def ring_again() -> Executable:
             or_(_runs.c.dispatched_at.is_(null()), _runs.c.dispatched_at < func.now() - _seconds("patience")),
             ~_earlier_unfinished(_runs),
             _lane_is_free(),
+            ~_tenant_is_paused(),
         )
         .order_by(_runs.c.run_at)
         .limit(bindparam("limit", type_=Integer))

@@ -149,7 +149,7 @@ def _compiled(source: Source, value: object) -> AnyPregel:
     except Exception as error:
         raise source.failure(error) from error
     if not isinstance(graph, Pregel):
-        raise source.failure(TypeError(f"a {type(graph).__name__} is neither a graph nor a factory of one"))
+        raise source.failure(TypeError(f"{type(graph).__name__} is neither a graph nor a factory of one"))
     if graph.checkpointer is False:
         raise source.failure(ValueError("compiled with checkpointer=False, so its runs would not be durable"))
     return graph

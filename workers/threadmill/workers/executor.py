@@ -66,12 +66,15 @@ class Executor:
         database: AsyncDatabase,
         herald: Herald,
         worker_id: uuid.UUID,
+        versions: Mapping[str, str],
     ) -> None:
+        """versions: of the graphs that this process serves, by name."""
         self._settings = settings
         self._registry = registry
         self._database = database
         self._herald = herald
         self._worker_id = worker_id
+        self._versions = versions
 
     async def execute(self, bell: Bell) -> str:
         """Executes the run, if it is this worker's to execute, and returns its status.
@@ -84,7 +87,7 @@ class Executor:
             tenant=row["tenant"], thread=row["thread_id"], run=str(row["id"]), attempt=row["attempt"]
         ):
             started = time.monotonic()
-            _log.info("run.started", graph=row["graph"])
+            _log.debug("run.started", graph=row["graph"])
             try:
                 await self._attempt(row)
             except LeaseLost:
@@ -98,7 +101,15 @@ class Executor:
         where = {"tenant": bell.tenant, "thread_id": bell.thread_id}
         plan = _one_row(
             Step(lock_thread(), where),
-            Step(claim(), {**where, "run_id": bell.run_id, "worker_id": self._worker_id}),
+            Step(
+                claim(),
+                {
+                    **where,
+                    "run_id": bell.run_id,
+                    "worker_id": self._worker_id,
+                    "graph_version": self._versions.get(bell.graph),
+                },
+            ),
         )
         row = await self._database.carry_out(plan)
         if row is None:

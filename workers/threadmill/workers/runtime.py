@@ -56,14 +56,16 @@ class Runtime:
         registry.activate()
         self._thread.start()
         try:
-            self.submit(self._announce(registry)).result()
+            versions = self.submit(self._announce(registry)).result()
             self._heartbeat.start()
         except BaseException:
             self._stop_loop()
             raise
         self._herald.start()
         self._sweeper.start()
-        self._executor = Executor(self._settings, registry, self._database, self._herald, self.worker_id)
+        self._executor = Executor(
+            self._settings, registry, self._database, self._herald, self.worker_id, versions
+        )
 
     def stop(self) -> None:
         """Stops everything; runs that are under way are abandoned, so wait for them first."""
@@ -88,9 +90,13 @@ class Runtime:
         assert self._executor is not None, "start() comes first"
         return await self._executor.execute(bell)
 
-    async def _announce(self, registry: Registry) -> None:
-        """Writes what this process serves into the ledger; a graph that cannot be loaded is left out."""
+    async def _announce(self, registry: Registry) -> dict[str, str]:
+        """Writes what this process serves into the ledger, and returns the graphs' versions.
+
+        A graph that cannot be loaded is left out.
+        """
         await self._database.pool()
+        versions = {}
         for name in registry.names:
             try:
                 description = await registry.describe(name)
@@ -98,7 +104,9 @@ class Runtime:
                 _log.error("graph.not_served", graph=name, reason=str(error))
                 continue
             await self._database.carry_out(_announcement(description))
+            versions[name] = description.version
             _log.info("graph.served", graph=name, version=description.version)
+        return versions
 
 
 def _announcement(graph: GraphDescription) -> Plan[None]:

@@ -273,6 +273,14 @@ def create_tables() -> None:
         schema="threadmill",
         postgresql_where=sa.text("status = 'running'"),
     )
+    op.create_index(
+        "runs_output_idx",
+        "runs",
+        ["finished_at"],
+        unique=False,
+        schema="threadmill",
+        postgresql_where=sa.text("output is not null"),
+    )
     op.create_index("runs_tenant_id_idx", "runs", ["tenant", "id"], unique=False, schema="threadmill")
     op.create_index(
         "runs_unfinished_idx",
@@ -407,6 +415,12 @@ def drop_tables() -> None:
     )
     op.drop_index(
         "runs_due_idx", table_name="runs", schema="threadmill", postgresql_where=sa.text("status = 'pending'")
+    )
+    op.drop_index(
+        "runs_output_idx",
+        table_name="runs",
+        schema="threadmill",
+        postgresql_where=sa.text("output is not null"),
     )
     op.drop_table("runs", schema="threadmill")
     op.drop_table("workers", schema="threadmill")

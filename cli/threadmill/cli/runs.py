@@ -1,0 +1,140 @@
+"""`threadmill runs`: list, show and cancel runs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from threadmill.cli.invocation import (
+    AfterOption,
+    GraphOption,
+    JsonOption,
+    LimitOption,
+    TenantOption,
+    ThreadOption,
+    invocation_of,
+)
+from threadmill.cli.ledger import Ledger
+from threadmill.cli.output import ago, clean, facts, moment, note, pretty, show, status, table, text, took
+from threadmill.core.statement import Rows
+from threadmill.producers import Producer, Run
+
+app = typer.Typer(name="runs", help="List, show and cancel runs.", no_args_is_help=True)
+
+RunArgument = Annotated[str, typer.Argument(metavar="RUN_ID", help="The run's id.", show_default=False)]
+
+
+@app.command("list", epilog="Example: `threadmill runs list --tenant acme --status error`")
+def list_runs(
+    context: typer.Context,
+    tenant: TenantOption = None,
+    thread: ThreadOption = None,
+    status: Annotated[
+        str | None,
+        typer.Option(help="Only these: pending, running, success, error, timeout or interrupted."),
+    ] = None,
+    graph: GraphOption = None,
+    limit: LimitOption = 20,
+    after: AfterOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Runs, the newest first."""
+    with Ledger(invocation_of(context).settings()) as ledger:
+        runs = ledger.runs(
+            tenant=tenant, thread_id=thread, status=status, graph=graph, limit=limit, after=after
+        )
+    show(as_json, [run.to_dict() for run in runs], lambda: runs_table(runs))
+    if not as_json and len(runs) == limit:
+        note(f"more: --after {runs[-1].id}")
+
+
+@app.command("show", epilog="Example: `threadmill runs show 0199c0de-0000-7000-8000-000000000000`")
+def show_run(
+    context: typer.Context,
+    run_id: RunArgument,
+    tenant: TenantOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """One run, with what became of each attempt that did not succeed."""
+    with Ledger(invocation_of(context).settings()) as ledger:
+        run = ledger.run(run_id, tenant)
+        attempts = [] if as_json else ledger.attempts(run.id)
+    show(as_json, run.to_dict(), lambda: run_view(run), lambda: _attempts_view(attempts))
+
+
+@app.command(epilog="Example: `threadmill runs cancel 0199c0de-0000-7000-8000-000000000000`")
+def cancel(
+    context: typer.Context,
+    run_id: RunArgument,
+    tenant: TenantOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """End an unfinished run as interrupted; what its attempt goes on to write is refused."""
+    settings = invocation_of(context).settings()
+    if tenant is None:
+        with Ledger(settings) as ledger:
+            tenant = ledger.run(run_id).tenant
+    with Producer(settings) as producer:
+        run = producer.cancel(run_id, tenant=tenant)
+    show(as_json, run.to_dict(), lambda: run_view(run))
+
+
+def runs_table(runs: list[Run]) -> RenderableType:
+    """The runs, one a line."""
+    if not runs:
+        return Text("no runs", style="dim")
+    made = table("id", "tenant", "thread", "graph", "status", "seq", "created", "took", "error", fixed=("id",))
+    for run in runs:
+        made.add_row(
+            run.id,
+            text(run.tenant),
+            text(run.thread_id),
+            text(run.graph),
+            status(run.status),
+            str(run.seq),
+            ago(run.created_at),
+            took(run.started_at, run.finished_at),
+            text(_first_line(f"{run.error.type}: {run.error.message}")) if run.error else "",
+        )
+    return made
+
+
+def run_view(run: Run) -> RenderableType:
+    """The run with its output or its error."""
+    pairs = facts(
+        {
+            "run": run.id,
+            "status": status(run.status),
+            "graph": text(run.graph),
+            "tenant": text(run.tenant),
+            "thread": text(run.thread_id),
+            "seq": str(run.seq),
+            "attempt": str(run.attempt),
+            "created": moment(run.created_at),
+            "started": moment(run.started_at),
+            "finished": moment(run.finished_at),
+            "took": took(run.started_at, run.finished_at) or None,
+            "metadata": pretty(run.metadata) if run.metadata else None,
+            "output": pretty(run.output) if run.output is not None else None,
+            "error": text(f"{run.error.type}: {run.error.message}", style="red") if run.error else None,
+            "node": text(run.error.node) if run.error and run.error.node else None,
+        }
+    )
+    return Group(pairs)
+
+
+def _attempts_view(attempts: Rows) -> RenderableType:
+    return Group(*(part for attempt in attempts for part in _attempt_parts(attempt)))
+
+
+def _attempt_parts(attempt: Rows) -> list[RenderableType]:
+    return []
+
+
+def _first_line(message: str) -> str:
+    line = message.strip().partition("\n")[0]
+    return line if len(line) <= 80 else line[:79] + "…"

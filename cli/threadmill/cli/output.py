@@ -93,9 +93,15 @@ def text(value: object, style: str = "") -> Text:
     return Text(clean(value), style=style)
 
 
-def status(word: str) -> Text:
+def coloured(word: str) -> Text:
     """A status in its colour."""
     return Text(word, style=STATUS_STYLES.get(word, ""))
+
+
+def headline(message: str) -> Text:
+    """The first line of an error's text, short enough for a table."""
+    line = message.strip().partition("\n")[0]
+    return text(line if len(line) <= 80 else line[:79] + "…")
 
 
 def pretty(value: Any) -> Text:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated
 
 import typer
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from threadmill.cli.invocation import (
@@ -19,9 +19,21 @@ from threadmill.cli.invocation import (
     invocation_of,
 )
 from threadmill.cli.ledger import Ledger
-from threadmill.cli.output import ago, clean, facts, moment, note, pretty, show, status, table, text, took
-from threadmill.core.statement import Rows
-from threadmill.producers import Producer, Run
+from threadmill.cli.output import (
+    ago,
+    coloured,
+    facts,
+    headline,
+    moment,
+    note,
+    pretty,
+    show,
+    table,
+    text,
+    took,
+)
+from threadmill.core.statement import Row, Rows
+from threadmill.producers import Producer, Run, RunError
 
 app = typer.Typer(name="runs", help="List, show and cancel runs.", no_args_is_help=True)
 
@@ -94,21 +106,21 @@ def runs_table(runs: list[Run]) -> RenderableType:
             text(run.tenant),
             text(run.thread_id),
             text(run.graph),
-            status(run.status),
+            coloured(run.status),
             str(run.seq),
             ago(run.created_at),
             took(run.started_at, run.finished_at),
-            text(_first_line(f"{run.error.type}: {run.error.message}")) if run.error else "",
+            headline(f"{run.error.type}: {run.error.message}") if run.error else "",
         )
     return made
 
 
 def run_view(run: Run) -> RenderableType:
     """The run with its output or its error."""
-    pairs = facts(
+    return facts(
         {
             "run": run.id,
-            "status": status(run.status),
+            "status": coloured(run.status),
             "graph": text(run.graph),
             "tenant": text(run.tenant),
             "thread": text(run.thread_id),
@@ -119,22 +131,38 @@ def run_view(run: Run) -> RenderableType:
             "finished": moment(run.finished_at),
             "took": took(run.started_at, run.finished_at) or None,
             "metadata": pretty(run.metadata) if run.metadata else None,
-            "output": pretty(run.output) if run.output is not None else None,
-            "error": text(f"{run.error.type}: {run.error.message}", style="red") if run.error else None,
-            "node": text(run.error.node) if run.error and run.error.node else None,
+            "output": None if run.output is None else pretty(run.output),
+            "error": error_view(run.error) if run.error else None,
         }
     )
-    return Group(pairs)
+
+
+def error_view(error: RunError) -> RenderableType:
+    """Why, and at which node."""
+    where = text(f" (in node {error.node})", style="dim") if error.node else Text()
+    return Text.assemble(text(f"{error.type}: {error.message}", style="red"), where)
 
 
 def _attempts_view(attempts: Rows) -> RenderableType:
     return Group(*(part for attempt in attempts for part in _attempt_parts(attempt)))
 
 
-def _attempt_parts(attempt: Rows) -> list[RenderableType]:
-    return []
-
-
-def _first_line(message: str) -> str:
-    line = message.strip().partition("\n")[0]
-    return line if len(line) <= 80 else line[:79] + "…"
+def _attempt_parts(attempt: Row) -> Iterator[RenderableType]:
+    yield Text()
+    yield Text.assemble(
+        (f"attempt {attempt['attempt']} ", "bold"),
+        coloured(attempt["outcome"]),
+        text(f" {ago(attempt['ended_at'])}", style="dim"),
+    )
+    yield facts(
+        {
+            "worker": str(attempt["worker_id"]) if attempt["worker_id"] else None,
+            "took": took(attempt["started_at"], attempt["ended_at"]) or None,
+            "node": text(attempt["node"]) if attempt["node"] else None,
+            "checkpoint": attempt["checkpoint_id"],
+        }
+    )
+    if attempt["traceback"]:
+        yield text(attempt["traceback"].rstrip())
+    elif attempt["exception_type"]:
+        yield text(f"{attempt['exception_type']}: {attempt['message']}")

@@ -131,9 +131,8 @@ def _without_messages(schema: dict[str, Any]) -> dict[str, Any]:
 
 def _mentions_message(schema: object, definitions: Mapping[str, Any]) -> bool:
     reached = [schema, *(definitions[name] for name in _reachable(schema, definitions))]
-    return any(
-        node.get("title") in _MESSAGES for part in reached for node in _objects(part) if "title" in node
-    )
+    titles = [node.get("title") for part in reached for node in _objects(part)]
+    return any(isinstance(title, str) and title in _MESSAGES for title in titles)
 
 
 def _reachable(schema: object, definitions: Mapping[str, Any]) -> list[str]:

@@ -29,6 +29,8 @@ from threadmill.producers.waiting import AsyncNotices, Notices
 
 T = TypeVar("T")
 
+History = list[dict[str, Any]]  # named here, as `list` is a method of the producers
+
 
 def _check_requests(settings: Settings, requests: Iterable[Mapping[str, Any]]) -> list[RunRequest]:
     checked = []
@@ -153,7 +155,7 @@ class Producer:
 
     def history(
         self, tenant: str, thread_id: str, *, limit: int = 100, after: str | None = None
-    ) -> list[dict[str, Any]]:  # type: ignore[valid-type]  # `list` is a method here
+    ) -> History:
         """The thread's checkpoints, newest first. after: the last checkpoint id of the page before."""
         queries.check_page(limit, None)
         return self._database.carry_out(read_history(tenant, thread_id, limit, after))
@@ -264,7 +266,7 @@ class AsyncProducer:
 
     async def history(
         self, tenant: str, thread_id: str, *, limit: int = 100, after: str | None = None
-    ) -> list[dict[str, Any]]:  # type: ignore[valid-type]  # `list` is a method here
+    ) -> History:
         """See Producer.history."""
         queries.check_page(limit, None)
         return await self._database.carry_out(read_history(tenant, thread_id, limit, after))

@@ -106,7 +106,7 @@ async def test_files_of_one_name_do_not_collide(project: Any) -> None:
     assert len(modules) == 4
 
 
-async def test_types_of_a_file_survive_pickling_and_a_checkpoint(
+async def test_types_of_a_file_survive_pickling_between_processes(
     project: Any, forget_modules: Callable[[], None]
 ) -> None:
     source = """

@@ -18,7 +18,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Conversation:
-    """Questions of one person, in order; most of them cannot be understood without those before."""
+    """Questions of one person, in order; most of them follow up on those before."""
 
     title: str
     turns: tuple[Turn, ...]

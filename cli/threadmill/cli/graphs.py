@@ -1,0 +1,131 @@
+"""`threadmill graphs`: what langgraph.json names, what workers have announced, and whether it loads."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from contextlib import redirect_stdout
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from threadmill.cli.extras import needs
+from threadmill.cli.invocation import AfterOption, JsonOption, LimitOption, invocation_of
+from threadmill.cli.ledger import Ledger
+from threadmill.cli.output import ago, note, show, table, text
+from threadmill.core.errors import Unavailable
+from threadmill.core.settings import Settings
+from threadmill.core.statement import Row
+from threadmill.producers.run import timestamp
+
+if TYPE_CHECKING:
+    from threadmill.graphs import GraphCheck, Registry
+
+app = typer.Typer(name="graphs", help="The graphs that the fleet serves.", no_args_is_help=True)
+
+
+@app.command("list", epilog="Example: `threadmill graphs list`")
+def list_graphs(
+    context: typer.Context,
+    limit: LimitOption = 100,
+    after: AfterOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """The graphs of langgraph.json in this folder and those that workers have announced, by name."""
+    settings = invocation_of(context).settings()
+    registry = _registry_if_any(settings)
+    try:
+        with Ledger(settings) as ledger:
+            announced = {row["name"]: row for row in ledger.graphs()}
+    except Unavailable as error:
+        # What is in the file can be told without the ledger.
+        if registry is None:
+            raise
+        note(f"what is announced is not known: {error}")
+        announced = {}
+    names = sorted({*(registry.names if registry else ()), *announced})
+    page = [name for name in names if after is None or name > after][:limit]
+    graphs = [_document(name, registry, announced.get(name)) for name in page]
+    show(as_json, graphs, lambda: _graphs_table(graphs, announced))
+
+
+@app.command(epilog="Example: `threadmill graphs check`")
+def check(context: typer.Context, as_json: JsonOption = False) -> None:
+    """Load every graph of langgraph.json, and say of those that fail where and why."""
+    settings = invocation_of(context).settings()
+    with needs("worker"):
+        from threadmill.graphs import Registry, check  # noqa: PLC0415
+    registry = Registry.read(settings.graphs_file)
+    # What the graphs' modules print as they are imported must not get into the result.
+    with redirect_stdout(sys.stderr):
+        registry.activate()
+        checks = asyncio.run(check(registry))
+    show(as_json, [_check_document(found) for found in checks], lambda: _checks_view(checks))
+    if not all(found.ok for found in checks):
+        raise typer.Exit(1)
+
+
+def _registry_if_any(settings: Settings) -> Registry | None:
+    """The registry of this folder; None where there is no langgraph.json. Raises GraphConfigInvalid."""
+    if not settings.graphs_file.exists():
+        return None
+    with needs("worker"):
+        from threadmill.graphs import Registry  # noqa: PLC0415
+    return Registry.read(settings.graphs_file)
+
+
+def _document(name: str, registry: Registry | None, announced: Row | None) -> dict[str, Any]:
+    """location and policy are of langgraph.json, or else of the ledger; version is what a worker announced."""
+    local = registry is not None and name in registry.names
+    policy = announced["policy"] if announced else {}
+    if registry is not None and local:
+        policy = registry.policy(name).model_dump(mode="json")
+    return {
+        "name": name,
+        "location": registry.location(name) if registry is not None and local else None,
+        "announced": announced is not None,
+        "version": announced["version"] if announced else None,
+        "announced_at": timestamp(announced["announced_at"]) if announced else None,
+        "policy": policy,
+    }
+
+
+def _graphs_table(graphs: list[dict[str, Any]], announced: dict[str, Row]) -> RenderableType:
+    if not graphs:
+        return Text("no graphs", style="dim")
+    made = table("graph", "langgraph.json", "announced", "version", "policy")
+    for graph in graphs:
+        row = announced.get(graph["name"])
+        policy = ", ".join(f"{key}={value}" for key, value in graph["policy"].items() if value is not None)
+        made.add_row(
+            text(graph["name"], style="bold"),
+            text(graph["location"]) if graph["location"] else Text("not here", style="dim"),
+            text(ago(row["announced_at"]), style="green") if row else Text("no", style="yellow"),
+            text(graph["version"]),
+            text(policy, style="dim"),
+        )
+    return made
+
+
+def _check_document(found: GraphCheck) -> dict[str, Any]:
+    described = found.description
+    return {
+        "name": found.name,
+        "location": found.location,
+        "ok": found.ok,
+        "version": described.version if described else None,
+        "channels": list(described.channels) if described else None,
+        "error": found.error,
+    }
+
+
+def _checks_view(checks: list[GraphCheck]) -> RenderableType:
+    return Group(*(_check_line(found) for found in checks))
+
+
+def _check_line(found: GraphCheck) -> Text:
+    if found.ok:
+        return Text.assemble(("ok   ", "green"), text(found.name, style="bold"), "  ", text(found.location))
+    return Text.assemble(("fail ", "red"), text(found.error))

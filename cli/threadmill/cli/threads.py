@@ -1,0 +1,157 @@
+"""`threadmill threads`: list threads, show one's state and history."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from rich.console import RenderableType
+from rich.text import Text
+
+from threadmill.cli.invocation import (
+    AfterOption,
+    JsonOption,
+    LimitOption,
+    OwnerOption,
+    TenantOption,
+    invocation_of,
+)
+from threadmill.cli.ledger import Ledger
+from threadmill.cli.output import ago, coloured, facts, moment, note, pretty, show, table, text
+from threadmill.cli.runs import runs_table
+from threadmill.core.keys import thread_key
+from threadmill.core.statement import Row, Rows
+from threadmill.producers import Producer, ThreadState
+from threadmill.producers.run import timestamp
+
+app = typer.Typer(name="threads", help="List threads, show their state and history.", no_args_is_help=True)
+
+# How many of a thread's runs are shown with it; `runs list` has the others.
+RUNS_SHOWN = 20
+
+ThreadArgument = Annotated[str, typer.Argument(metavar="THREAD", help="The thread's id.", show_default=False)]
+
+
+@app.command("list", epilog="Example: `threadmill threads list --tenant acme --held`")
+def list_threads(
+    context: typer.Context,
+    tenant: TenantOption = None,
+    status: Annotated[
+        str | None, typer.Option(help="Only these: idle, busy, interrupted or error.")
+    ] = None,
+    held: Annotated[bool, typer.Option("--held", help="Only those held by a dead letter.")] = False,
+    limit: LimitOption = 20,
+    after: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ID", help="The last thread of the page before; without --tenant: tenant:thread."
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Threads, by tenant and id."""
+    with Ledger(invocation_of(context).settings()) as ledger:
+        threads = ledger.threads(tenant=tenant, status=status, held=held, limit=limit, after=after)
+    show(as_json, [_document(thread) for thread in threads], lambda: _threads_table(threads))
+    if not as_json and len(threads) == limit:
+        last = threads[-1]
+        note(f"more: --after {last['thread_id'] if tenant else thread_key(last['tenant'], last['thread_id'])}")
+
+
+@app.command("show", epilog="Example: `threadmill threads show ticket-42 --tenant acme`")
+def show_thread(
+    context: typer.Context, thread: ThreadArgument, tenant: OwnerOption, as_json: JsonOption = False
+) -> None:
+    """What a thread has come to: its state, what it waits for, what holds it, its last runs."""
+    settings = invocation_of(context).settings()
+    with Producer(settings) as producer, Ledger(settings) as ledger:
+        state = producer.state(tenant, thread)
+        row = ledger.thread(tenant, thread)
+        runs = ledger.runs(tenant=tenant, thread_id=thread, limit=RUNS_SHOWN)
+    held_by = _id(row["held_by"])
+    document = {**state.to_dict(), "held_by": held_by, "runs": [run.to_dict() for run in runs]}
+    show(as_json, document, lambda: _state_view(state, held_by), lambda: runs_table(runs))
+
+
+@app.command(epilog="Example: `threadmill threads history ticket-42 --tenant acme --limit 5`")
+def history(
+    context: typer.Context,
+    thread: ThreadArgument,
+    tenant: OwnerOption,
+    limit: LimitOption = 20,
+    after: AfterOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """A thread's checkpoints, the newest first, with the run that wrote each."""
+    with Producer(invocation_of(context).settings()) as producer:
+        checkpoints = producer.history(tenant, thread, limit=limit, after=after)
+    show(as_json, checkpoints, lambda: _history_table(checkpoints))
+    if not as_json and len(checkpoints) == limit:
+        note(f"more: --after {checkpoints[-1]['checkpoint_id']}")
+
+
+def _id(value: object) -> str | None:
+    return None if value is None else str(value)
+
+
+def _document(thread: Row) -> dict[str, Any]:
+    return {
+        "tenant": thread["tenant"],
+        "thread_id": thread["thread_id"],
+        "status": thread["status"],
+        "held_by": _id(thread["held_by"]),
+        "next": list(thread["next_nodes"]),
+        "interrupts": thread["interrupts"] or [],
+        "metadata": thread["metadata"],
+        "created_at": timestamp(thread["created_at"]),
+        "updated_at": timestamp(thread["updated_at"]),
+    }
+
+
+def _threads_table(threads: Rows) -> RenderableType:
+    if not threads:
+        return Text("no threads", style="dim")
+    made = table("tenant", "thread", "status", "runs", "next", "held by", "updated", fixed=("held by",))
+    for thread in threads:
+        made.add_row(
+            text(thread["tenant"]),
+            text(thread["thread_id"]),
+            coloured(thread["status"]),
+            str(thread["last_seq"]),
+            text(", ".join(thread["next_nodes"])),
+            text(thread["held_by"], style="red"),
+            ago(thread["updated_at"]),
+        )
+    return made
+
+
+def _state_view(state: ThreadState, held_by: str | None) -> RenderableType:
+    return facts(
+        {
+            "thread": text(state.thread_id),
+            "tenant": text(state.tenant),
+            "status": coloured(state.status),
+            "held by": text(f"dead letter {held_by}", style="red") if held_by else None,
+            "updated": moment(state.updated_at),
+            "checkpoint": state.checkpoint_id,
+            "next": text(", ".join(state.next)) if state.next else None,
+            "interrupts": pretty(state.interrupts) if state.interrupts else None,
+            "metadata": pretty(state.metadata) if state.metadata else None,
+            "values": pretty(state.values),
+        }
+    )
+
+
+def _history_table(checkpoints: list[dict[str, Any]]) -> RenderableType:
+    if not checkpoints:
+        return Text("no checkpoints", style="dim")
+    made = table("checkpoint", "step", "source", "created", "run", fixed=("checkpoint", "run"))
+    for checkpoint in checkpoints:
+        made.add_row(
+            checkpoint["checkpoint_id"],
+            text(checkpoint["step"]),
+            text(checkpoint["source"]),
+            text(checkpoint["created_at"]),
+            text(checkpoint["run_id"]),
+        )
+    return made

@@ -1,0 +1,186 @@
+"""Binding a transaction to a tenant, and what puts runs in."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Integer,
+    Text,
+    and_,
+    bindparam,
+    case,
+    cast,
+    column,
+    exists,
+    func,
+    null,
+    or_,
+    select,
+    true,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSON, JSONB, UUID
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.sql import Executable
+
+from threadmill.core.models import SCHEMA
+from threadmill.core.transitions.terms import (
+    DOORBELL_CHANNEL,
+    RUNS,
+    TENANT_SETTING,
+    THREADS,
+    is_unfinished,
+    word,
+)
+
+
+@cache
+def bind_tenant() -> Executable:
+    """Goes down to the tenant-bound role for the rest of the transaction. Parameter: tenant."""
+    return select(
+        func.set_config("role", f"{SCHEMA}_tenant", true()),
+        func.set_config(TENANT_SETTING, bindparam("tenant", type_=Text), true()),
+    )
+
+
+# ---------------------------------------------------------------------------------------------------
+# Enqueue
+
+_NEW_RUN = (
+    Column("id", UUID(as_uuid=True)),
+    Column("thread_id", Text),
+    Column("back", BigInteger),  # how many runs of the same call follow on the same thread
+    Column("first", Boolean),  # no run of the same call goes before it on its thread
+    Column("graph", Text),
+    Column("input", JSON),
+    Column("command", JSON),
+    Column("config", JSON),
+    Column("context", JSON),
+    Column("metadata", JSONB),
+    Column("priority", Integer),
+    Column("max_attempts", Integer),
+    Column("run_at", DateTime(timezone=True)),
+    Column("deadline", DateTime(timezone=True)),
+    Column("idempotency_key", Text),
+    Column("payload_hash", Text),
+    Column("multitask_strategy", Text),
+    Column("durability", Text),
+    Column("trace_context", JSON),
+)
+# Those that are inserted as they came.
+_COPIED = (
+    "graph", "input", "command", "config", "context", "metadata", "priority", "max_attempts", "deadline",
+    "idempotency_key", "multitask_strategy", "durability", "trace_context",
+)  # fmt: skip
+
+
+@cache
+def enter_threads() -> Executable:
+    """Creates or locks the threads of an enqueue, in the order of their ids, and gives out their seqs.
+
+    Parameters: tenant, thread_ids (distinct), counts (how many runs each gets).
+    """
+    entries = (
+        func.unnest(bindparam("thread_ids", type_=ARRAY(Text)), bindparam("counts", type_=ARRAY(BigInteger)))
+        .table_valued("thread_id", "count")
+        .render_derived("entries")
+    )
+    # Every caller locks in the same order, so that two enqueues of several threads cannot deadlock.
+    rows = select(
+        bindparam("tenant", type_=Text), entries.c.thread_id, word("busy"), entries.c.count
+    ).order_by(entries.c.thread_id)
+    new = upsert(THREADS).from_select(["tenant", "thread_id", "status", "last_seq"], rows)
+    return new.on_conflict_do_update(
+        index_elements=[THREADS.c.tenant, THREADS.c.thread_id],
+        set_={
+            "last_seq": THREADS.c.last_seq + new.excluded.last_seq,
+            "status": word("busy"),
+            "updated_at": func.now(),
+        },
+    )
+
+
+@cache
+def insert_runs() -> Executable:
+    """Inserts the runs of one tenant. Returns RUN_COLUMNS and `rings` for each that was inserted.
+
+    A run whose idempotency key is taken, or whose strategy is reject on a busy thread, is left out.
+    `rings`: the run is at its thread's head and due, so its doorbell is the caller's to ring.
+    Parameters: tenant, runs (a JSON array of objects with the keys of _NEW_RUN).
+    """
+    new = (
+        func.json_to_recordset(cast(bindparam("runs", type_=Text), JSON))
+        .table_valued(*(column(c.name, c.type) for c in _NEW_RUN))
+        .render_derived("new", with_types=True)
+    )
+    tenant = bindparam("tenant", type_=Text)
+    seq = THREADS.c.last_seq - new.c.back
+    run_at = func.coalesce(new.c.run_at, func.now())
+    others = RUNS.alias("others")
+    busy = exists(
+        select(others.c.id).where(
+            others.c.tenant == tenant,
+            others.c.thread_id == new.c.thread_id,
+            is_unfinished(others.c.status),
+        )
+    )
+    rings = and_(new.c.first, ~busy, THREADS.c.held_by.is_(null()), run_at <= func.now())
+    values = {
+        "id": new.c.id,
+        "tenant": tenant,
+        "thread_id": new.c.thread_id,
+        "seq": seq,
+        "run_at": run_at,
+        "dispatched_at": case((rings, func.now())),
+        "payload_hash": func.decode(new.c.payload_hash, "hex"),
+        **{name: new.c[name] for name in _COPIED},
+    }
+    rows = (
+        select(*values.values())
+        .select_from(
+            new.join(THREADS, and_(THREADS.c.tenant == tenant, THREADS.c.thread_id == new.c.thread_id))
+        )
+        .where(or_(new.c.multitask_strategy != word("reject"), and_(new.c.first, ~busy)))
+    )
+    inserted = upsert(RUNS).from_select(list(values), rows)
+    return inserted.on_conflict_do_nothing(
+        index_elements=[RUNS.c.tenant, RUNS.c.idempotency_key],
+        index_where=RUNS.c.idempotency_key.is_not(None),
+    ).returning(*RUN_COLUMNS, RUNS.c.dispatched_at.is_not(None).label("rings"))
+
+
+# What is shown of a run: everything but its input, command, config and context.
+RUN_COLUMNS = (
+    RUNS.c.id,
+    RUNS.c.tenant,
+    RUNS.c.thread_id,
+    RUNS.c.graph,
+    RUNS.c.status,
+    RUNS.c.seq,
+    RUNS.c.attempt,
+    RUNS.c.created_at,
+    RUNS.c.started_at,
+    RUNS.c.finished_at,
+    RUNS.c.output,
+    RUNS.c.error,
+    RUNS.c.metadata,
+    RUNS.c.checkpoint_id,
+)
+
+
+@cache
+def find_by_idempotency_key() -> Executable:
+    """The run that has the key, with its payload's hash. Parameters: tenant, idempotency_key."""
+    return select(*RUN_COLUMNS, RUNS.c.payload_hash).where(
+        RUNS.c.tenant == bindparam("tenant"), RUNS.c.idempotency_key == bindparam("idempotency_key")
+    )
+
+
+@cache
+def announce_in_transaction() -> Executable:
+    """Tells the leader, when the transaction commits, that a bell is to be rung. Parameter: bell (JSON)."""
+    return select(func.pg_notify(DOORBELL_CHANNEL, bindparam("bell", type_=Text)))

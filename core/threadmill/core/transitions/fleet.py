@@ -1,0 +1,124 @@
+"""The leader's sweep, and what worker processes write about themselves."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from sqlalchemy import (
+    Integer,
+    bindparam,
+    delete,
+    func,
+    insert,
+    null,
+    or_,
+    select,
+    update,
+)
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.sql import Executable
+
+from threadmill.core.transitions.terms import (
+    GRAPHS,
+    RUNS,
+    WORKERS,
+    earlier_unfinished,
+    lane_is_free,
+    seconds,
+    tenant_is_paused,
+    word,
+)
+
+
+@cache
+def ring_again() -> Executable:
+    """Marks ready runs that nobody rang for, or whose bell went unanswered, and returns their bells.
+
+    Parameters: limit, patience (seconds after which a bell counts as lost).
+    """
+    # A CTE, so that the planner cannot update more rows than the limit.
+    ready = (
+        select(RUNS.c.id)
+        .where(
+            RUNS.c.status == word("pending"),
+            RUNS.c.run_at <= func.now(),
+            or_(RUNS.c.dispatched_at.is_(null()), RUNS.c.dispatched_at < func.now() - seconds("patience")),
+            ~earlier_unfinished(RUNS),
+            lane_is_free(),
+            ~tenant_is_paused(),
+        )
+        .order_by(RUNS.c.run_at)
+        .limit(bindparam("limit", type_=Integer))
+        .with_for_update(skip_locked=True, of=RUNS)
+        .cte("ready")
+    )
+    return (
+        update(RUNS)
+        .where(RUNS.c.id == ready.c.id)
+        .values(dispatched_at=func.now())
+        .returning(RUNS.c.id, RUNS.c.tenant, RUNS.c.thread_id, RUNS.c.graph)
+    )
+
+
+@cache
+def expire_outputs() -> Executable:
+    """Forgets outputs past their time. Parameters: ttl (seconds), limit."""
+    old = (
+        select(RUNS.c.id)
+        .where(
+            RUNS.c.output.is_not(None),
+            RUNS.c.finished_at < func.now() - seconds("ttl"),
+        )
+        .limit(bindparam("limit", type_=Integer))
+        .cte("old")
+    )
+    return update(RUNS).where(RUNS.c.id == old.c.id).values(output=null()).returning(RUNS.c.id)
+
+
+@cache
+def announce_graph() -> Executable:
+    """Says what a graph's workers serve. Parameters: name, version, topology_hash, input_schema, channels,
+    policy."""
+    new = upsert(GRAPHS).values(
+        name=bindparam("name"),
+        version=bindparam("version"),
+        topology_hash=bindparam("topology_hash"),
+        input_schema=bindparam("input_schema"),
+        channels=bindparam("channels"),
+        policy=bindparam("policy"),
+    )
+    fields = ("version", "topology_hash", "input_schema", "channels", "policy")
+    return new.on_conflict_do_update(
+        index_elements=[GRAPHS.c.name],
+        set_={**{field: new.excluded[field] for field in fields}, "announced_at": func.now()},
+    )
+
+
+@cache
+def enlist() -> Executable:
+    """Enters a worker process. Parameters: worker_id, host, pid, queues, concurrency, versions."""
+    return insert(WORKERS).values(
+        id=bindparam("worker_id"),
+        host=bindparam("host"),
+        pid=bindparam("pid"),
+        queues=bindparam("queues"),
+        concurrency=bindparam("concurrency"),
+        versions=bindparam("versions"),
+    )
+
+
+@cache
+def beat() -> Executable:
+    """The worker's heartbeat. Parameter: worker_id. No row: it was struck off."""
+    return (
+        update(WORKERS)
+        .where(WORKERS.c.id == bindparam("worker_id"))
+        .values(heartbeat_at=func.now())
+        .returning(WORKERS.c.id)
+    )
+
+
+@cache
+def strike_off() -> Executable:
+    """Removes a worker that has stopped. Parameter: worker_id."""
+    return delete(WORKERS).where(WORKERS.c.id == bindparam("worker_id"))

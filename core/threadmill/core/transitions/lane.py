@@ -1,0 +1,117 @@
+"""A thread as a lane: its lock, and what follows on it when a run ends."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from sqlalchemy import (
+    CTE,
+    ColumnElement,
+    and_,
+    bindparam,
+    case,
+    exists,
+    func,
+    insert,
+    select,
+    true,
+    update,
+)
+from sqlalchemy.sql import Executable
+
+from threadmill.core.transitions.terms import (
+    ATTEMPTS,
+    RUNS,
+    THREADS,
+    is_unfinished,
+    word,
+)
+
+
+@cache
+def lock_thread() -> Executable:
+    """Takes the lane. Parameters: tenant, thread_id."""
+    return (
+        select(THREADS.c.status)
+        .where(THREADS.c.tenant == bindparam("tenant"), THREADS.c.thread_id == bindparam("thread_id"))
+        .with_for_update()
+    )
+
+
+def next_of(ended: CTE) -> CTE:
+    """The thread's next run, whether due or not."""
+    return (
+        select(RUNS.c.id, RUNS.c.run_at)
+        .join(ended, and_(RUNS.c.tenant == ended.c.tenant, RUNS.c.thread_id == ended.c.thread_id))
+        .where(is_unfinished(RUNS.c.status), RUNS.c.id != ended.c.id)
+        .order_by(RUNS.c.seq)
+        .limit(1)
+        .cte("following")
+    )
+
+
+def ring_for(following: CTE, *, unless: ColumnElement[bool] | None = None) -> CTE:
+    """Marks the next run as rung for, if it is due, so that the caller rings."""
+    due = [RUNS.c.id == following.c.id, RUNS.c.status == word("pending"), following.c.run_at <= func.now()]
+    if unless is not None:
+        due.append(~unless)
+    return (
+        update(RUNS)
+        .where(*due)
+        .values(dispatched_at=func.now())
+        .returning(RUNS.c.id, RUNS.c.tenant, RUNS.c.thread_id, RUNS.c.graph)
+        .cte("rung")
+    )
+
+
+def bells(*extra: CTE, rung: CTE, ended: CTE) -> Executable:
+    """One row if the run was ended, with the bell that is the caller's to ring, if there is one."""
+    statement = select(
+        ended.c.id.label("run_id"),
+        rung.c.id.label("next_id"),
+        rung.c.tenant.label("next_tenant"),
+        rung.c.thread_id.label("next_thread_id"),
+        rung.c.graph.label("next_graph"),
+    ).select_from(ended.outerjoin(rung, true()))
+    return statement.add_cte(*extra) if extra else statement
+
+
+def update_thread(ended: CTE, **values: Any) -> CTE:
+    return (
+        update(THREADS)
+        .where(THREADS.c.tenant == ended.c.tenant, THREADS.c.thread_id == ended.c.thread_id)
+        .values(updated_at=func.now(), **values)
+        .returning(THREADS.c.tenant)
+        .cte("thread")
+    )
+
+
+def status_after(following: CTE, status: ColumnElement[str]) -> ColumnElement[str]:
+    """busy while the thread has another run to do, else what its last run left it in."""
+    return case((exists(select(following.c.id)), word("busy")), else_=status)
+
+
+def attempt_record(
+    ended: CTE, outcome: str, *, where: ColumnElement[bool] | None = None, **fields: ColumnElement[Any]
+) -> CTE:
+    """Records how the ended run's attempt came out. where: only if this holds.
+
+    The attempt began when it was claimed, which is when `dispatched_at` was last set.
+    """
+    values = {
+        "run_id": ended.c.id,
+        "attempt": ended.c.attempt,
+        "tenant": ended.c.tenant,
+        "worker_id": ended.c.worker_id,
+        "started_at": ended.c.dispatched_at,
+        "outcome": word(outcome),
+        **fields,
+    }
+    rows = select(*values.values())
+    return (
+        insert(ATTEMPTS)
+        .from_select(list(values), rows if where is None else rows.where(where))
+        .returning(ATTEMPTS.c.run_id)
+        .cte("recorded_attempt")
+    )

@@ -1,0 +1,80 @@
+"""What the transitions are written with: the tables, and conditions that several of them share."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Float,
+    Interval,
+    Text,
+    bindparam,
+    exists,
+    func,
+    literal_column,
+    null,
+    or_,
+    select,
+)
+
+from threadmill.core.models import Attempt as AttemptRow
+from threadmill.core.models import DeadLetter, Graph, Run, Tenant, Thread, Worker, table_of
+
+TENANT_SETTING = "threadmill.tenant"
+DOORBELL_CHANNEL = "threadmill_doorbell"
+
+THREADS = table_of(Thread)
+RUNS = table_of(Run)
+LETTERS = table_of(DeadLetter)
+ATTEMPTS = table_of(AttemptRow)
+TENANTS = table_of(Tenant)
+WORKERS = table_of(Worker)
+GRAPHS = table_of(Graph)
+
+
+def word(value: str) -> ColumnElement[str]:
+    """A status as a literal in the SQL, so that predicates of partial indexes are recognised."""
+    return literal_column(f"'{value}'", Text)
+
+
+def seconds(parameter: str) -> ColumnElement[datetime.timedelta]:
+    """An interval from a parameter in seconds."""
+    return func.make_interval(0, 0, 0, 0, 0, 0, bindparam(parameter, type_=Float), type_=Interval)
+
+
+def is_unfinished(status: Column[str] | ColumnElement[str]) -> ColumnElement[bool]:
+    return status.in_([word("pending"), word("running")])
+
+
+def earlier_unfinished(run: Any) -> ColumnElement[bool]:
+    """Whether the run's thread has an unfinished run before it."""
+    earlier = RUNS.alias("earlier")
+    return exists(
+        select(earlier.c.id).where(
+            earlier.c.tenant == run.c.tenant,
+            earlier.c.thread_id == run.c.thread_id,
+            earlier.c.seq < run.c.seq,
+            is_unfinished(earlier.c.status),
+        )
+    )
+
+
+def lane_is_free() -> ColumnElement[bool]:
+    """The run's thread is held by no dead letter, or by the run's own."""
+    return exists(
+        select(THREADS.c.tenant).where(
+            THREADS.c.tenant == RUNS.c.tenant,
+            THREADS.c.thread_id == RUNS.c.thread_id,
+            or_(
+                THREADS.c.held_by.is_(null()),
+                THREADS.c.held_by.in_(select(LETTERS.c.id).where(LETTERS.c.run_id == RUNS.c.id)),
+            ),
+        )
+    )
+
+
+def tenant_is_paused() -> ColumnElement[bool]:
+    return exists(select(TENANTS.c.name).where(TENANTS.c.name == RUNS.c.tenant, TENANTS.c.paused))

@@ -22,7 +22,7 @@ import redis
 
 from threadmill.cli.embedded import EmbeddedServices, write_services_file
 from threadmill.cli.folder import socket_folder
-from threadmill.core.errors import EmbeddedServiceFailed, FolderInUse, SettingsInvalid
+from threadmill.core.errors import EmbeddedServiceFailed, ExtraMissing, FolderInUse, SettingsInvalid
 from threadmill.core.settings import SERVICES_FILE, Settings, running_services
 
 # What a power cut would take is not what these tests are about.
@@ -106,6 +106,15 @@ def no_process_within(folder: Path, seconds: float) -> bool:
     return True
 
 
+@pytest.fixture(scope="module")
+def used(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the services ran before, for tests to which a first start would add but time."""
+    folder = tmp_path_factory.mktemp("used")
+    with services(folder):
+        pass
+    return folder
+
+
 def test_data_are_kept_between_starts(tmp_path: Path) -> None:
     with services(tmp_path) as first:
         query(first.database_url, "create table kept as select 42 as answer")
@@ -169,12 +178,12 @@ def test_only_what_was_asked_for_runs(tmp_path: Path) -> None:
     ],
 )
 def test_no_process_is_left_when_the_owner_ends_by(
-    ending: str | signal.Signals, status: int, tmp_path: Path
+    ending: str | signal.Signals, status: int, used: Path
 ) -> None:
-    with owner(tmp_path) as process:
+    with owner(used) as process:
         # A client that stays connected does not hold up the end.
-        with psycopg.connect(running_services(tmp_path)["database_url"]):
-            started = processes(tmp_path) - {process.pid}
+        with psycopg.connect(running_services(used)["database_url"]):
+            started = processes(used) - {process.pid}
             assert len(started) > 5
             if isinstance(ending, signal.Signals):
                 process.send_signal(ending)
@@ -182,18 +191,18 @@ def test_no_process_is_left_when_the_owner_ends_by(
             else:
                 process.communicate("raise\n" if ending == "exception" else "\n", timeout=20)
         assert process.returncode == status
-    assert processes(tmp_path) == set()
+    assert processes(used) == set()
     assert not any(psutil.pid_exists(pid) for pid in started)
-    assert not (tmp_path / SERVICES_FILE).exists()
-    assert not (tmp_path / "run").exists()
+    assert not (used / SERVICES_FILE).exists()
+    assert not (used / "run").exists()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs the signal that Linux sends at a parent's death")
-def test_no_process_is_left_when_the_owner_is_killed(tmp_path: Path) -> None:
-    with owner(tmp_path) as process:
+def test_no_process_is_left_when_the_owner_is_killed(used: Path) -> None:
+    with owner(used) as process:
         process.kill()
         process.wait()
-        assert no_process_within(tmp_path, 10)
+        assert no_process_within(used, 10)
 
 
 @pytest.mark.parametrize("manner", ["", "no death signal"])
@@ -217,14 +226,12 @@ def test_a_start_after_a_killed_owner_finds_the_data_and_no_second_server(
 
 
 def test_a_pid_that_was_given_to_somebody_else_is_left_alone_and_does_not_bar_the_start(
-    tmp_path: Path,
+    used: Path,
 ) -> None:
-    with services(tmp_path):
-        pass
     with stranger() as somebody:
-        (tmp_path / "redis.pid").write_text(f"{somebody.pid}\n")
-        (tmp_path / "postgres" / "postmaster.pid").write_text(f"{somebody.pid}\n{tmp_path}/postgres\n")
-        with services(tmp_path) as embedded:
+        (used / "redis.pid").write_text(f"{somebody.pid}\n")
+        (used / "postgres" / "postmaster.pid").write_text(f"{somebody.pid}\n{used}/postgres\n")
+        with services(used) as embedded:
             assert query(embedded.database_url, "select 1") == [1]
         assert somebody.poll() is None
 
@@ -237,22 +244,22 @@ def test_what_an_interrupted_first_start_left_is_done_anew(tmp_path: Path) -> No
     assert not (tmp_path / "postgres.new").exists()
 
 
-def test_a_second_owner_is_refused_and_told_who_holds_the_folder(tmp_path: Path) -> None:
-    with owner(tmp_path) as process:
-        with pytest.raises(FolderInUse) as caught, services(tmp_path):
+def test_a_second_owner_is_refused_and_told_who_holds_the_folder(used: Path) -> None:
+    with owner(used) as process:
+        with pytest.raises(FolderInUse) as caught, services(used):
             pass
         assert caught.value.pid == str(process.pid)
         assert str(process.pid) in str(caught.value)
-        assert str(tmp_path) in str(caught.value)
-        assert query(running_services(tmp_path)["database_url"], "select 1") == [1]
+        assert str(used) in str(caught.value)
+        assert query(running_services(used)["database_url"], "select 1") == [1]
 
 
-def test_a_ctrl_c_that_the_owner_handles_does_not_reach_the_servers(tmp_path: Path) -> None:
-    with owner(tmp_path, "handles SIGINT") as process:
+def test_a_ctrl_c_that_the_owner_handles_does_not_reach_the_servers(used: Path) -> None:
+    with owner(used, "handles SIGINT") as process:
         os.killpg(process.pid, signal.SIGINT)
         assert process.stdout is not None
         assert process.stdout.readline() == "interrupted\n"
-        urls = running_services(tmp_path)
+        urls = running_services(used)
         assert query(urls["database_url"], "select 1") == [1]
         with broker(urls["broker_url"]) as client:
             assert client.ping()
@@ -268,6 +275,14 @@ def test_a_server_that_does_not_start_is_named_with_its_reason_and_leaves_nothin
     assert processes(tmp_path) == set()
     with services(tmp_path) as embedded:
         assert query(embedded.database_url, "select 1") == [1]
+
+
+def test_a_missing_wheel_is_named_with_the_extra_that_brings_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ExtraMissing, match="dev"), services(tmp_path):
+        pass
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
@@ -326,16 +341,16 @@ def test_no_folder_is_opened_to_others(tmp_path: Path) -> None:
     assert stat.S_IMODE(closed.stat().st_mode) == 0o700
 
 
-def test_running_services_finds_a_running_owner_and_not_a_dead_one(tmp_path: Path) -> None:
-    assert running_services(tmp_path) == {}
-    with owner(tmp_path) as process:
-        found = running_services(tmp_path)
+def test_running_services_finds_a_running_owner_and_not_a_dead_one(used: Path) -> None:
+    assert running_services(used) == {}
+    with owner(used) as process:
+        found = running_services(used)
         assert query(found["database_url"], "select 1") == [1]
-        assert Settings(folder=tmp_path).located().broker_url == found["broker_url"]
+        assert Settings(folder=used).located().broker_url == found["broker_url"]
         process.kill()
         process.wait()
-    assert (tmp_path / SERVICES_FILE).exists()
-    assert running_services(tmp_path) == {}
+    assert (used / SERVICES_FILE).exists()
+    assert running_services(used) == {}
 
 
 def test_the_services_file_is_for_the_users_eyes_only_and_goes_with_the_services(tmp_path: Path) -> None:

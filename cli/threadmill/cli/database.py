@@ -42,7 +42,9 @@ def upgrade_database(settings: Settings) -> Upgrade:
     return Upgrade(previous, migrate.current(settings), True)
 
 
-@app.command(epilog="Example: `THREADMILL_DATABASE_URL=postgresql://owner@db/threadmill threadmill db upgrade`")
+@app.command(
+    epilog="Example: `THREADMILL_DATABASE_URL=postgresql://owner@db/threadmill threadmill db upgrade`"
+)
 def upgrade(context: typer.Context, as_json: JsonOption = False) -> None:
     """Bring the tables to this version's revision, as the role that will own them; may be repeated."""
     done = upgrade_database(invocation_of(context).settings().located())
@@ -71,7 +73,9 @@ def downgrade(
     context: typer.Context,
     revision: Annotated[
         str,
-        typer.Argument(metavar="REVISION", help="Where to go back to; `base` removes all.", show_default=False),
+        typer.Argument(
+            metavar="REVISION", help="Where to go back to; `base` removes all.", show_default=False
+        ),
     ],
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     as_json: JsonOption = False,

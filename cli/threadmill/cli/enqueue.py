@@ -32,9 +32,7 @@ def parse_document(argument: str) -> Any:
     except OSError as error:
         raise typer.BadParameter(f"{argument[1:]}: {error.strerror}") from None
     except json.JSONDecodeError as error:
-        raise typer.BadParameter(
-            f"no JSON: line {error.lineno}, column {error.colno}: {error.msg}"
-        ) from None
+        raise typer.BadParameter(f"no JSON: line {error.lineno}, column {error.colno}: {error.msg}") from None
     except (ValueError, RecursionError) as error:
         # A number of thousands of digits, bytes that are no UTF-8, brackets without end.
         raise typer.BadParameter(f"no JSON: {error}") from None
@@ -56,7 +54,9 @@ def enqueue(
     input: Annotated[  # noqa: A002 - the field's word
         Any, typer.Option(parser=parse_document, metavar=DOCUMENT, help="The graph's input.")
     ] = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Wait for the run, and fail unless it succeeds.")] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait for the run, and fail unless it succeeds.")
+    ] = False,
     timeout: Annotated[
         float | None, typer.Option(min=0, metavar="SECONDS", help="How long to wait; default: for ever.")
     ] = None,
@@ -71,13 +71,16 @@ def enqueue(
     ] = None,
     run_context: Annotated[
         Any,
-        typer.Option("--context", parser=parse_document, metavar=DOCUMENT, help="LangGraph's runtime context."),
+        typer.Option(
+            "--context", parser=parse_document, metavar=DOCUMENT, help="LangGraph's runtime context."
+        ),
     ] = None,
     metadata: Annotated[
         Any, typer.Option(parser=parse_document, metavar=DOCUMENT, help="Kept with the run, for yourself.")
     ] = None,
     idempotency_key: Annotated[
-        str | None, typer.Option(metavar="KEY", help="A second run with this key of the tenant's is the first.")
+        str | None,
+        typer.Option(metavar="KEY", help="A second run with this key of the tenant's is the first."),
     ] = None,
     priority: Annotated[int, typer.Option(help="-100 to 100; higher goes first.")] = 0,
     run_at: Annotated[
@@ -89,7 +92,8 @@ def enqueue(
         typer.Option(parser=parse_time, metavar="TIME", help="Not after this time (ISO 8601)."),
     ] = None,
     max_attempts: Annotated[
-        int | None, typer.Option(metavar="N", help="Attempts before it is a dead letter; default: the graph's.")
+        int | None,
+        typer.Option(metavar="N", help="Attempts before it is a dead letter; default: the graph's."),
     ] = None,
     durability: Annotated[
         Durability | None, typer.Option(help="When LangGraph saves a checkpoint; default: the graph's.")

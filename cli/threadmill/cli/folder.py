@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from threadmill.cli.extras import needs
 from threadmill.core.errors import EmbeddedServiceFailed, FolderInUse, SettingsInvalid
 from threadmill.core.settings import SERVICES_FILE
 
@@ -58,7 +59,8 @@ def end_stray(pid_file: Path, folder: Path, ending: signal.Signals) -> None:
     """Ends the server that a killed owner left in `folder` and waits for it: two must not share its data."""
     if not pid_file.exists():
         return
-    import psutil  # noqa: PLC0415
+    with needs("dev"):
+        import psutil  # noqa: PLC0415
 
     try:
         process = psutil.Process(int(pid_file.read_text().split()[0]))

@@ -62,7 +62,7 @@ FolderOption = Annotated[
     typer.Option(
         "--folder",
         metavar="PATH",
-        help="Where the embedded services of `threadmill dev` are; default: $THREADMILL_FOLDER or .threadmill",
+        help="Where `threadmill dev` keeps its services; default: $THREADMILL_FOLDER or .threadmill.",
     ),
 ]
 JsonOption = Annotated[

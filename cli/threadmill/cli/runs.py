@@ -99,7 +99,9 @@ def runs_table(runs: list[Run]) -> RenderableType:
     """The runs, one a line."""
     if not runs:
         return Text("no runs", style="dim")
-    made = table("id", "tenant", "thread", "graph", "status", "seq", "created", "took", "error", fixed=("id",))
+    made = table(
+        "id", "tenant", "thread", "graph", "status", "seq", "created", "took", "error", fixed=("id",)
+    )
     for run in runs:
         made.add_row(
             run.id,

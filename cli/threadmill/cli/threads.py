@@ -36,9 +36,7 @@ ThreadArgument = Annotated[str, typer.Argument(metavar="THREAD", help="The threa
 def list_threads(
     context: typer.Context,
     tenant: TenantOption = None,
-    status: Annotated[
-        str | None, typer.Option(help="Only these: idle, busy, interrupted or error.")
-    ] = None,
+    status: Annotated[str | None, typer.Option(help="Only these: idle, busy, interrupted or error.")] = None,
     held: Annotated[bool, typer.Option("--held", help="Only those held by a dead letter.")] = False,
     limit: LimitOption = 20,
     after: Annotated[
@@ -55,7 +53,9 @@ def list_threads(
     show(as_json, [_document(thread) for thread in threads], lambda: _threads_table(threads))
     if not as_json and len(threads) == limit:
         last = threads[-1]
-        note(f"more: --after {last['thread_id'] if tenant else thread_key(last['tenant'], last['thread_id'])}")
+        note(
+            f"more: --after {last['thread_id'] if tenant else thread_key(last['tenant'], last['thread_id'])}"
+        )
 
 
 @app.command("show", epilog="Example: `threadmill threads show ticket-42 --tenant acme`")

@@ -124,7 +124,10 @@ def _is_factory(value: object) -> bool:
 
 def _takes_config(source: Source, factory: Callable[..., Any]) -> bool:
     """Whether the factory wants a config: it has one parameter that must be given, or one named config."""
-    parameters = inspect.signature(factory).parameters.values()
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except ValueError as error:
+        raise source.failure(error) from error
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     required = [
         p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -96,6 +97,15 @@ async def test_a_factory_that_takes_a_config_is_described_without_one(project: A
     await described(
         project, 'def graph(config): return builder.compile(name=config["configurable"].get("n"))'
     )
+
+
+async def test_all_graphs_of_this_repository_can_be_served() -> None:
+    checks = await check(Registry.read(Path(__file__).parents[3] / "langgraph.json"))
+    assert [(found.name, found.error) for found in checks] == [
+        ("librarian", None),
+        ("approval", None),
+        ("assistant", None),
+    ]
 
 
 async def test_a_check_tells_the_good_from_the_bad(project: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -115,6 +116,12 @@ async def test_the_library_is_built_once_by_callers_at_the_same_time(monkeypatch
     monkeypatch.setattr(library, "_built", [])
     one, two = await asyncio.gather(library.library(), library.library())
     assert one is two
+
+
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bm25s", None)
+    with pytest.raises(ModuleNotFoundError, match=r'pip install "threadmill\[dev\]"'):
+        library.Library()
 
 
 class Catalogue(BaseHTTPRequestHandler):

@@ -172,6 +172,11 @@ BROKEN = {
         "./agent.py",
         "ValueError: Graph must have an entrypoint",
     ),
+    "is a factory that cannot be looked into": (
+        "graph = type",
+        "./agent.py",
+        "ValueError: no signature found",
+    ),
     "would not be durable": (
         "graph = builder.compile(checkpointer=False)",
         "./agent.py",

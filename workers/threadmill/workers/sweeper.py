@@ -28,6 +28,8 @@ from threadmill.core.transitions import DOORBELL_CHANNEL, expire_outputs, ring_a
 # No more bells are rung while this many wait unheard, so that a backlog is not rung for again and again.
 MAX_WAITING_BELLS = 1_000
 EXPIRY_INTERVAL = 60.0
+# Listening cannot be interrupted, so it looks up this often, in seconds, whether to stop.
+STOP_LATENCY = 0.2
 EXPIRY_BATCH = 1_000
 
 _LEAD = f"select pg_try_advisory_lock(hashtext('{SCHEMA}.leader')) as leads"
@@ -71,12 +73,14 @@ class Sweeper:
         connection.execute(f"listen {DOORBELL_CHANNEL}")
         while not self._stopping.is_set():
             self._sweep(connection)
-            notified = [
-                Bell.from_json(notice.payload)
-                for notice in connection.notifies(timeout=self._settings.sweep_interval, stop_after=1)
-            ]
-            if notified:
-                self._doorbell.ring(notified)
+            self._listen(connection)
+
+    def _listen(self, connection: psycopg.Connection[DictRow]) -> None:
+        """Rings for what was enqueued in callers' transactions, until the next sweep is due."""
+        ends_at = time.monotonic() + self._settings.sweep_interval
+        while not self._stopping.is_set() and (left := ends_at - time.monotonic()) > 0:
+            for notice in connection.notifies(timeout=min(left, STOP_LATENCY), stop_after=1):
+                self._doorbell.ring([Bell.from_json(notice.payload)])
 
     def _is_leader(self, connection: psycopg.Connection[DictRow]) -> bool:
         row = connection.execute(_LEAD).fetchone()

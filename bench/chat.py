@@ -1,0 +1,56 @@
+"""The graph that everybody runs: two nodes that cost nothing, so that what is measured is what carries them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, TypedDict
+
+from langchain_core.messages import AIMessage, AnyMessage
+from langgraph.graph import START, StateGraph, add_messages
+
+
+class State(TypedDict):
+    """The conversation, and what the last message was taken to be about."""
+
+    messages: Annotated[list[AnyMessage], add_messages]
+    intent: str
+
+
+def reply(text: str, messages: int) -> str:
+    """What the graph answers to a text that is the thread's message number `messages`."""
+    return f"{messages}: you said {text!r}"
+
+
+def think(state: State) -> dict[str, Any]:
+    return {"intent": f"message {len(state['messages'])}"}
+
+
+def answer(state: State) -> dict[str, Any]:
+    messages = state["messages"]
+    return {"messages": [AIMessage(reply(str(messages[-1].content), len(messages)))]}
+
+
+async def think_async(state: State) -> dict[str, Any]:
+    return think(state)
+
+
+async def answer_async(state: State) -> dict[str, Any]:
+    return answer(state)
+
+
+# A plain function under `ainvoke` costs a hop to a thread, and a coroutine function cannot be invoked
+# blocking; so each contestant gets the form that suits it.
+chat = (
+    StateGraph(State)
+    .add_node("think", think_async)
+    .add_node("answer", answer_async)
+    .add_edge(START, "think")
+    .add_edge("think", "answer")
+)
+
+chat_blocking = (
+    StateGraph(State)
+    .add_node("think", think)
+    .add_node("answer", answer)
+    .add_edge(START, "think")
+    .add_edge("think", "answer")
+)

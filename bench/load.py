@@ -1,0 +1,65 @@
+"""How much is asked of each contestant, and what must be in the states afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bench.chat import reply
+
+GRAPH = "chat"
+
+
+@dataclass(frozen=True)
+class Load:
+    """threads × turns make the runs of one round.
+
+    samples: runs, one at a time, for the latencies. singles: enqueued one by one for the rate; batches: of
+    1,000, enqueued each at once for the rate.
+    """
+
+    threads: int = 200
+    turns: int = 5
+    samples: int = 200
+    singles: int = 1_000
+    batches: int = 5
+    rounds: int = 3
+
+    @property
+    def runs(self) -> int:
+        return self.threads * self.turns
+
+
+QUICK = Load(threads=40, turns=3, samples=40, singles=200, batches=1, rounds=1)
+
+BATCH = 1_000
+
+
+def threads_named(name: str, count: int) -> list[str]:
+    """`count` thread ids of this name."""
+    return [f"{name}-{number}" for number in range(count)]
+
+
+def said(thread_id: str, turn: int) -> str:
+    """What the user says at this turn, the first being 0."""
+    return f"turn {turn} of {thread_id}"
+
+
+def input_of(thread_id: str, turn: int) -> dict[str, Any]:
+    """The graph's input at this turn."""
+    return {"messages": [{"role": "user", "content": said(thread_id, turn)}]}
+
+
+def transcript(thread_id: str, turns: int) -> list[str]:
+    """The texts of a thread's messages after so many turns, each once and in order."""
+    texts = []
+    for turn in range(turns):
+        text = said(thread_id, turn)
+        texts += [text, reply(text, 2 * turn + 1)]
+    return texts
+
+
+def split(threads: Sequence[str], parts: int) -> list[list[str]]:
+    """The threads in so many parts of about the same size."""
+    return [list(threads[part::parts]) for part in range(parts)]

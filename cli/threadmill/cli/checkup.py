@@ -1,0 +1,345 @@
+"""What `threadmill doctor` looks at: each check gives one finding, and none changes anything."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import psycopg
+from psycopg.rows import DictRow
+from redis.exceptions import RedisError
+
+from threadmill.cli.broker import broker_address, check_broker
+from threadmill.cli.output import span
+from threadmill.core.database import FLEET_ROLE, TENANT_ROLE, address, check_revision, connect
+from threadmill.core.errors import BrokerUnavailable, SettingsInvalid, Unavailable
+from threadmill.core.models import SCHEMA
+from threadmill.core.notice import connect_redis
+from threadmill.core.revision import REVISION
+from threadmill.core.settings import Settings
+
+Connection = psycopg.Connection[DictRow]
+Status = Literal["ok", "warn", "fail"]
+
+# Tables that hold nothing of any tenant's.
+UNGUARDED = ["revisions", "graphs", "checkpoint_migrations", "store_migrations"]
+LANGGRAPH_TABLES = ("checkpoints", "checkpoint_blobs", "checkpoint_writes", "store")
+MAX_SKEW = 1.0
+SHOWN = 5
+
+_UPGRADE = "run `threadmill db upgrade` as the role that owns the tables"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check found. advice: what to do about it; None where nothing is to be done."""
+
+    name: str
+    status: Status
+    detail: str
+    advice: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The finding as JSON values."""
+        return asdict(self)
+
+
+class Checkup:
+    """Looks at everything that these settings name, from the outside in.
+
+    embedded: the services are those of a `threadmill dev`, where everybody is the superuser.
+    """
+
+    def __init__(self, settings: Settings, *, embedded: bool) -> None:
+        self._settings = settings
+        self._embedded = embedded
+
+    def findings(self) -> Iterator[Finding]:
+        """One finding for each check. A check whose ground is missing says so."""
+        with ExitStack() as stack:
+            login = fleet = None
+            try:
+                login = stack.enter_context(connect(self._settings, role=None))
+            except Unavailable as error:
+                yield _unavailable("database", error)
+            else:
+                yield _checked("database", self._database, login)
+            yield _checked("roles", self._roles, login)
+            try:
+                fleet = stack.enter_context(connect(self._settings)) if login else None
+                if fleet:
+                    check_revision(fleet, self._settings)
+            except Unavailable as error:
+                fleet = None
+                yield Finding("migrations", "fail", str(error), _UPGRADE)
+            else:
+                yield _checked("migrations", self._migrations, fleet)
+            broker = self._broker()
+            yield broker
+            yield self._eviction_policy(answers=broker.status == "ok")
+            missing = "the database is not migrated" if login else "the database does not answer"
+            yield _checked("workers", self._workers, fleet, missing)
+            yield _checked("graphs", _graphs, fleet, missing)
+            yield _checked("clock", _clock, login)
+            yield _checked("dead letters", _dead_letters, fleet, missing)
+            yield _checked("held threads", _held_threads, fleet, missing)
+
+    def _database(self, login: Connection) -> Finding:
+        row = _row(login, "select current_setting('server_version') as version")
+        where = address(self._settings.database_url)
+        return Finding("database", "ok", f"PostgreSQL {row['version']} at {where} answers")
+
+    def _roles(self, login: Connection) -> Finding:
+        names = [FLEET_ROLE, TENANT_ROLE]
+        roles = {
+            row["rolname"]: row
+            for row in login.execute(
+                "select rolname, rolsuper, rolbypassrls from pg_roles where rolname = any(%s)", [names]
+            )
+        }
+        if missing := [name for name in names if name not in roles]:
+            return Finding("roles", "fail", f"{' and '.join(missing)} missing", _UPGRADE)
+        if free := [name for name, row in roles.items() if row["rolsuper"] or row["rolbypassrls"]]:
+            return Finding(
+                "roles",
+                "fail",
+                f"row-level security does not bind {' and '.join(free)}",
+                f"alter role {free[0]} nosuperuser nobypassrls",
+            )
+        return self._tables(login)
+
+    def _tables(self, login: Connection) -> Finding:
+        """Whose the tables are, and whether row-level security is on."""
+        tables = login.execute(
+            "select relname as name, relrowsecurity as guarded, pg_get_userbyid(relowner) as owner "
+            "from pg_class where relnamespace = to_regnamespace(%s) and relkind in ('r', 'p')",
+            [SCHEMA],
+        ).fetchall()
+        if owned := sorted(t["name"] for t in tables if t["owner"] in (FLEET_ROLE, TENANT_ROLE)):
+            return Finding(
+                "roles",
+                "fail",
+                f"row-level security does not bind the owner of {_some(owned)}",
+                f"alter table {SCHEMA}.{owned[0]} owner to another role",
+            )
+        if bare := sorted(t["name"] for t in tables if not t["guarded"] and t["name"] not in UNGUARDED):
+            return Finding("roles", "fail", f"row-level security is off on {_some(bare)}", _UPGRADE)
+        owners = {table["owner"] for table in tables}
+        guarded = sum(table["guarded"] for table in tables)
+        return self._login(login, owners, f"row-level security binds {FLEET_ROLE} on {guarded} tables")
+
+    def _login(self, login: Connection, owners: set[str], bound: str) -> Finding:
+        """Who logs in: a member of the fleet's role, and better nothing more."""
+        row = _row(
+            login,
+            "select rolname as name, rolsuper, rolbypassrls, pg_has_role(oid, %s, 'member') as member "
+            "from pg_roles where rolname = session_user",
+            FLEET_ROLE,
+        )
+        name = row["name"]
+        if not row["member"]:
+            return Finding(
+                "roles", "fail", f"{name} may not act as {FLEET_ROLE}", f'grant {FLEET_ROLE} to "{name}"'
+            )
+        if self._embedded:
+            return Finding("roles", "ok", f"{bound}; embedded, so the login is a superuser's")
+        if row["rolsuper"] or row["rolbypassrls"] or name in owners:
+            what = "a superuser" if row["rolsuper"] else "bound by no row-level security"
+            return Finding(
+                "roles",
+                "warn",
+                f"{bound}, but the login {name} is {'the owner' if name in owners else what}",
+                f"let workers and producers log in as a member: create role … login in role {FLEET_ROLE}",
+            )
+        return Finding("roles", "ok", bound)
+
+    def _migrations(self, fleet: Connection) -> Finding:
+        found = _row(
+            fleet,
+            "select array_agg(name order by name) as missing from unnest(%s::text[]) as name "
+            f"where to_regclass('{SCHEMA}.' || name) is null",
+            list(LANGGRAPH_TABLES),
+        )["missing"]
+        if found:
+            return Finding(
+                "migrations",
+                "fail",
+                f"LangGraph's tables are missing: {', '.join(found)}",
+                f'{_UPGRADE}, where `pip install "threadmill[worker]"` was done',
+            )
+        return Finding("migrations", "ok", f"the tables are at revision {REVISION}")
+
+    def _broker(self) -> Finding:
+        try:
+            check_broker(self._settings)
+        except (BrokerUnavailable, SettingsInvalid) as error:
+            return Finding(
+                "broker",
+                "fail",
+                str(error),
+                "start it, or mend THREADMILL_BROKER_URL; until then runs are kept, and wait",
+            )
+        return Finding("broker", "ok", f"{broker_address(self._settings)} answers")
+
+    def _eviction_policy(self, *, answers: bool) -> Finding:
+        name = "eviction policy"
+        if not answers:
+            return _unchecked(name, "the broker does not answer")
+        redis = connect_redis(self._settings, timeout=self._settings.connect_timeout)
+        if redis is None:
+            return Finding(name, "ok", "the broker is no Redis")
+        try:
+            with redis:
+                policy = redis.config_get("maxmemory-policy")["maxmemory-policy"]
+        except (RedisError, KeyError) as error:
+            return Finding(
+                name,
+                "warn",
+                f"Redis does not tell its maxmemory-policy: {error}",
+                "see to it that it is noeviction",
+            )
+        if policy != "noeviction":
+            return Finding(
+                name,
+                "fail",
+                f"maxmemory-policy is {policy}: a full Redis would drop doorbells in silence",
+                "set maxmemory-policy to noeviction, in redis.conf or by `config set`",
+            )
+        return Finding(name, "ok", "maxmemory-policy is noeviction")
+
+    def _workers(self, fleet: Connection) -> Finding:
+        workers = fleet.execute(
+            "select host, pid, concurrency, extract(epoch from now() - heartbeat_at)::float8 as silent, "
+            "(select count(*) from runs where worker_id = workers.id and status = 'running') as running "
+            "from workers order by host, pid"
+        ).fetchall()
+        waiting = _row(
+            fleet,
+            "select count(*) as n from runs where status = 'pending' and run_at <= now()",
+        )["n"]
+        alive = [w for w in workers if w["silent"] < self._settings.heartbeat_timeout]
+        lost = [w for w in workers if w not in alive and w["running"]]
+        if not alive:
+            status: Status = "fail" if waiting else "warn"
+            return Finding(
+                "workers", status, f"none is alive, {waiting} runs wait", "start `threadmill worker`"
+            )
+        shown = _some(
+            [f"{w['host']}:{w['pid']} ({w['running']} of {w['concurrency']} running)" for w in alive]
+        )
+        if lost:
+            gone = _some(
+                [f"{w['host']}:{w['pid']} ({w['running']} runs, silent {span(w['silent'])})" for w in lost]
+            )
+            return Finding(
+                "workers",
+                "warn",
+                f"{len(alive)} alive: {shown}; lost: {gone}",
+                "see `threadmill runs list --status running`",
+            )
+        return Finding("workers", "ok", f"{len(alive)} alive: {shown}; {waiting} runs wait")
+
+
+def _graphs(fleet: Connection) -> Finding:
+    names = [row["name"] for row in fleet.execute("select name from graphs order by name")]
+    if not names:
+        return Finding(
+            "graphs",
+            "warn",
+            "none is announced, so nothing can be enqueued",
+            "start `threadmill worker` where langgraph.json is; `threadmill graphs check` says what it holds",
+        )
+    return Finding("graphs", "ok", f"announced: {_some(names)}")
+
+
+def _clock(login: Connection) -> Finding:
+    before = time.time()
+    theirs = _row(login, "select extract(epoch from clock_timestamp())::float8 as now")["now"]
+    skew = theirs - (before + time.time()) / 2
+    if abs(skew) > MAX_SKEW:
+        return Finding(
+            "clock",
+            "warn",
+            f"the database is {abs(skew):.1f} s {'ahead of' if skew > 0 else 'behind'} this machine",
+            "set both by NTP: times are judged by the database's clock",
+        )
+    return Finding("clock", "ok", f"{abs(skew) * 1000:.0f} ms between this machine and the database")
+
+
+def _dead_letters(fleet: Connection) -> Finding:
+    row = _row(
+        fleet,
+        "select count(*) filter (where status = 'waiting') as waiting, "
+        "count(*) filter (where status = 'parked') as parked, "
+        "count(*) filter (where status = 'waiting' "
+        "and coalesce(next_replay_at, updated_at) < now() - interval '1 minute') as overdue "
+        "from dead_letters",
+    )
+    detail = f"{row['waiting']} waiting, {row['parked']} parked"
+    if row["overdue"]:
+        return Finding(
+            "dead letters",
+            "warn",
+            f"{detail}; {row['overdue']} are overdue for replay",
+            "start the replay worker, `threadmill dlq drain`",
+        )
+    if row["parked"]:
+        return Finding(
+            "dead letters",
+            "warn",
+            detail,
+            "see `threadmill dlq list --status parked`, mend the cause, then replay or discard",
+        )
+    return Finding("dead letters", "ok", detail)
+
+
+def _held_threads(fleet: Connection) -> Finding:
+    rows = fleet.execute(
+        "select tenant, thread_id from threads where held_by is not null order by 1, 2"
+    ).fetchall()
+    names = [f"{row['tenant']}/{row['thread_id']}" for row in rows]
+    if names:
+        return Finding(
+            "held threads",
+            "warn",
+            f"{len(names)} held by a dead letter: {_some(names)}",
+            "see `threadmill threads list --held`; replaying or discarding the dead letter lets them go",
+        )
+    return Finding("held threads", "ok", "none is held by a dead letter")
+
+
+def _checked(
+    name: str,
+    check: Callable[[Connection], Finding],
+    connection: Connection | None,
+    missing: str = "the database does not answer",
+) -> Finding:
+    """What the check finds; a finding of its own where it cannot look."""
+    if connection is None:
+        return _unchecked(name, missing)
+    try:
+        return check(connection)
+    except psycopg.Error as error:
+        return Finding(name, "fail", f"cannot be looked at: {str(error).strip()}")
+
+
+def _unchecked(name: str, missing: str) -> Finding:
+    return Finding(name, "warn", f"not checked: {missing}")
+
+
+def _unavailable(name: str, error: Unavailable) -> Finding:
+    return Finding(name, "fail", str(error), "start it, or mend THREADMILL_DATABASE_URL")
+
+
+def _row(connection: Connection, query: str, *values: object) -> DictRow:
+    row = connection.execute(query, values).fetchone()
+    assert row is not None
+    return row
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more

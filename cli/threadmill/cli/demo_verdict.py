@@ -1,0 +1,260 @@
+"""What the demo must have shown, judged from what was left in the ledger and in the checkpoints."""
+
+from __future__ import annotations
+
+import datetime
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+from threadmill.dlq import DeadLetter
+from threadmill.graphs.samples.follow_up import mentioned
+from threadmill.producers import Run
+
+Place = tuple[str, str]  # (tenant, thread id)
+
+
+class Question(NamedTuple):
+    """What was enqueued. modules: those that a right answer cites."""
+
+    run_id: str
+    tenant: str
+    thread_id: str
+    text: str
+    modules: frozenset[str]
+
+    @property
+    def place(self) -> Place:
+        return self.tenant, self.thread_id
+
+
+class Attempt(NamedTuple):
+    """One execution of a run, from its claim to its end, by the ledger's clock."""
+
+    run_id: str
+    place: Place
+    seq: int
+    started_at: datetime.datetime
+    ended_at: datetime.datetime
+
+
+class Sight(NamedTuple):
+    """What a tenant got when it tried to read everything: how much of its own, how much of the others'."""
+
+    viewer: str
+    what: str
+    own: int
+    foreign: int
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything that the verdict rests on. turns: what each thread's newest checkpoint holds."""
+
+    questions: Sequence[Question]
+    runs: Sequence[Run]
+    attempts: Sequence[Attempt]
+    letters: Sequence[DeadLetter]
+    turns: Mapping[Place, Sequence[Mapping[str, Any]]]
+    sights: Sequence[Sight]
+
+    def questions_by_thread(self) -> dict[Place, list[Question]]:
+        """What was asked on each thread, in the order in which it was enqueued."""
+        asked: dict[Place, list[Question]] = defaultdict(list)
+        for question in self.questions:
+            asked[question.place].append(question)
+        return asked
+
+    def told(self, place: Place) -> list[str]:
+        """The questions in the thread's state."""
+        return [turn["question"] for turn in self.turns.get(place, ())]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that must hold, with the figures that were found, and what speaks against it."""
+
+    name: str
+    found: str
+    faults: tuple[str, ...]
+
+    @property
+    def holds(self) -> bool:
+        return not self.faults
+
+    def to_dict(self) -> dict[str, Any]:
+        """The check as JSON values."""
+        return {"name": self.name, "holds": self.holds, "found": self.found, "faults": list(self.faults)}
+
+
+def judge(evidence: Evidence) -> list[Check]:
+    """All checks, whether they hold or not."""
+    return [
+        _all_succeeded(evidence),
+        _none_lost(evidence),
+        _none_twice(evidence),
+        _in_order(evidence),
+        _one_at_a_time(evidence),
+        _isolated(evidence),
+        _letters_resolved(evidence),
+        _answers_right(evidence),
+    ]
+
+
+def _all_succeeded(evidence: Evidence) -> Check:
+    faults = [
+        f"run {run.id} of {_at(run)} is {run.status}" for run in evidence.runs if run.status != "success"
+    ]
+    if not evidence.runs:
+        faults.append("the ledger holds no run")
+    number = len(evidence.runs)
+    return Check("Every run is a success", f"{number - len(faults)} of {number}", tuple(faults))
+
+
+def _none_lost(evidence: Evidence) -> Check:
+    runs = {run.id: run for run in evidence.runs}
+    faults = []
+    in_ledger = finished = in_state = 0
+    for question in evidence.questions:
+        run = runs.get(question.run_id)
+        in_ledger += run is not None
+        finished += run is not None and run.is_finished
+        told = question.text in evidence.told(question.place)
+        in_state += told
+        if run is None:
+            faults.append(f"run {question.run_id} of {_at(question)} is not in the ledger")
+        elif not run.is_finished:
+            faults.append(f"run {run.id} of {_at(run)} did not finish")
+        elif not told:
+            faults.append(f"run {run.id} left nothing in the state of {_at(run)}: {question.text!r}")
+    enqueued = len(evidence.questions)
+    found = f"{enqueued} enqueued, {in_ledger} in the ledger, {finished} finished, {in_state} in a state"
+    return Check("None is lost", found, tuple(faults))
+
+
+def _none_twice(evidence: Evidence) -> Check:
+    faults = []
+    turns = 0
+    for place, asked in evidence.questions_by_thread().items():
+        told = evidence.told(place)
+        turns += len(told)
+        surplus = Counter(told) - Counter(question.text for question in asked)
+        known = {question.text for question in asked}
+        faults += [
+            f"{text!r} is {count} times too often in {'/'.join(place)}"
+            for text, count in surplus.items()
+            if text in known
+        ]
+    found = f"{turns} turns in {len(evidence.turns)} threads, {len(faults)} doubled"
+    return Check("None is twice in a state", found, tuple(faults))
+
+
+def _in_order(evidence: Evidence) -> Check:
+    seqs = {run.id: run.seq for run in evidence.runs}
+    asked_by_thread = evidence.questions_by_thread()
+    faults = []
+    for place, asked in asked_by_thread.items():
+        # What is lost or doubled has checks of its own.
+        told = [text for text in dict.fromkeys(evidence.told(place)) if text in {q.text for q in asked}]
+        if told != [question.text for question in asked if question.text in told]:
+            faults.append(f"the turns of {'/'.join(place)} are not in the order of the questions")
+        given = [seqs[question.run_id] for question in asked if question.run_id in seqs]
+        if given != sorted(given):
+            faults.append(f"the runs of {'/'.join(place)} were numbered in another order than enqueued")
+        started = [attempt.seq for attempt in _attempts_by_thread(evidence).get(place, ())]
+        if started != sorted(started):
+            faults.append(f"the runs of {'/'.join(place)} were not started in order")
+    number = len(asked_by_thread)
+    return Check("Each thread is in order", f"{number} threads, {len(faults)} out of order", tuple(faults))
+
+
+def _one_at_a_time(evidence: Evidence) -> Check:
+    recorded = Counter(attempt.run_id for attempt in evidence.attempts)
+    # An attempt without a record could have overlapped with any other.
+    faults = [
+        f"run {run.id} of {_at(run)} had {run.attempt} attempts, and {recorded[run.id]} left a record"
+        for run in evidence.runs
+        if run.attempt != recorded[run.id]
+    ]
+    overlaps = 0
+    for place, attempts in _attempts_by_thread(evidence).items():
+        for before, after in pairwise(attempts):
+            if after.started_at < before.ended_at:
+                overlaps += 1
+                faults.append(f"runs {before.run_id} and {after.run_id} ran at once on {'/'.join(place)}")
+    made = sum(run.attempt for run in evidence.runs)
+    found = f"{made} attempts, {overlaps} overlaps"
+    return Check("One attempt at a time on a thread", found, tuple(faults))
+
+
+def _isolated(evidence: Evidence) -> Check:
+    faults = list(_leaks(evidence))
+    tenants = {question.tenant for question in evidence.questions}
+    shared = Counter(thread_id for _, thread_id in evidence.turns)
+    alike = sum(number == len(tenants) for number in shared.values())
+    own, foreign = (sum(sight[index] for sight in evidence.sights) for index in (2, 3))
+    found = f"{len(tenants)} tenants share {alike} thread ids; each tried to read all: {own:,} own, {foreign} foreign"
+    return Check("No tenant sees another's threads", found, tuple(faults))
+
+
+def _leaks(evidence: Evidence) -> Iterator[str]:
+    for viewer, what, own, foreign in evidence.sights:
+        if foreign:
+            yield f"{viewer} sees {foreign} {what} of other tenants"
+        if not own:  # then it proves nothing that it sees no others
+            yield f"{viewer} does not even see {what} of its own"
+    if not evidence.sights:
+        yield "nobody tried to read another tenant's threads"
+    for place, asked in evidence.questions_by_thread().items():
+        known = {question.text for question in asked}
+        for text in evidence.told(place):
+            if text not in known:
+                yield f"{'/'.join(place)} holds a question that was asked elsewhere: {text!r}"
+
+
+def _letters_resolved(evidence: Evidence) -> Check:
+    letters = evidence.letters
+    faults = [
+        f"dead letter {letter.id} of run {letter.run_id} ({_at(letter)}) is {letter.status}: "
+        f"{letter.error.type} in {letter.node or 'no node'}"
+        for letter in letters
+        if letter.status != "resolved"
+    ]
+    if not letters:
+        faults.append("the outage made no dead letter, so nothing was shown")
+    resolved = sum(letter.status == "resolved" for letter in letters)
+    replays = sum(letter.replays for letter in letters)
+    found = f"{len(letters)} appeared, {resolved} resolved, by {replays} replays"
+    return Check("Dead letters are resolved", found, tuple(faults))
+
+
+def _answers_right(evidence: Evidence) -> Check:
+    faults = []
+    for place, asked in evidence.questions_by_thread().items():
+        cited = {
+            turn["question"]: {citation["module"] for citation in turn["citations"]}
+            for turn in evidence.turns.get(place, ())
+        }
+        for question in asked:
+            modules = cited.get(question.text, set())
+            if modules != question.modules:
+                wanted, got = ", ".join(sorted(question.modules)), ", ".join(sorted(modules)) or "nothing"
+                faults.append(f"{'/'.join(place)}: {question.text!r} cites {got} instead of {wanted}")
+    number = len(evidence.questions)
+    unnamed = sum(not question.modules <= set(mentioned(question.text)) for question in evidence.questions)
+    found = f"{number - len(faults)} of {number}; {unnamed} of the questions do not name their module"
+    return Check("Answers cite the right modules", found, tuple(faults))
+
+
+def _attempts_by_thread(evidence: Evidence) -> dict[Place, list[Attempt]]:
+    """The attempts on each thread, in the order in which they started."""
+    attempts: dict[Place, list[Attempt]] = defaultdict(list)
+    for attempt in sorted(evidence.attempts, key=lambda attempt: (attempt.started_at, attempt.ended_at)):
+        attempts[attempt.place].append(attempt)
+    return attempts
+
+
+def _at(thing: Question | Run | DeadLetter) -> str:
+    return f"{thing.tenant}/{thing.thread_id}"

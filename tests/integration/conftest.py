@@ -1,0 +1,100 @@
+"""A worker in the test's own process, and a Redis that a test may break."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from queue import Empty
+from types import ModuleType
+from typing import Any
+
+import pytest
+import redis
+from kombu.entity import Queue
+from kombu.simple import SimpleQueue
+
+from threadmill.core.celery_app import create_celery_app
+from threadmill.core.doorbell import Bell
+from threadmill.core.settings import Settings
+from threadmill.graphs.source import module_name
+from threadmill.producers import Run
+from threadmill.workers.executor import BellDropped
+from threadmill.workers.runtime import Runtime
+
+
+class LocalWorker:
+    """The runtime of a worker process, here, with the test in Celery's place.
+
+    Its graphs are modules of this process, so a test and a node can share events.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._listening = threading.Event()
+        self._listener = threading.Thread(target=self._listen)
+        self.runtime = Runtime(settings)
+        self.runtime.start()
+
+    @property
+    def graphs(self) -> ModuleType:
+        """The module that `serve` wrote."""
+        folder = self._settings.graphs_file.parent
+        return sys.modules[module_name(folder / "graphs.py", folder)]
+
+    def answer(self, run: Run) -> Future[str]:
+        """What comes of a bell for this run: the run's status, or what Executor.execute raises."""
+        return self._execute(Bell(uuid.UUID(run.id), run.tenant, run.thread_id, run.graph))
+
+    def drops(self, run: Run) -> bool:
+        """Whether a bell for this run is dropped."""
+        return isinstance(self.answer(run).exception(timeout=20), BellDropped)
+
+    def listen(self) -> None:
+        """Answers every bell of the queue, until the worker is stopped."""
+        self._listening.set()
+        self._listener.start()
+
+    def _execute(self, bell: Bell) -> Future[str]:
+        return self.runtime.submit(self.runtime.execute(bell))
+
+    def _listen(self) -> None:
+        name = self._settings.queue
+        app = create_celery_app(self._settings)
+        with (
+            app.connection_for_read() as connection,
+            SimpleQueue(connection, Queue(name, routing_key=name), no_ack=True) as bells,
+        ):
+            while self._listening.is_set():
+                try:
+                    args, _, _ = bells.get(timeout=0.1).payload
+                except Empty:
+                    continue
+                self._execute(Bell(uuid.UUID(args[0]), *args[1:]))
+
+    def stop(self) -> None:
+        if self._listening.is_set():
+            self._listening.clear()
+            self._listener.join()
+        self.runtime.stop()
+
+
+@pytest.fixture
+def start_local(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., LocalWorker]]:
+    """Starts workers in this process; they sweep ten times a second, and are stopped at the end."""
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    workers: list[LocalWorker] = []
+
+    def start(**overrides: Any) -> LocalWorker:
+        worker = LocalWorker(settings.model_copy(update={"sweep_interval": 0.1, **overrides}))
+        workers.append(worker)
+        return worker
+
+    yield start
+    for worker in workers:
+        worker.stop()

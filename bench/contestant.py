@@ -66,7 +66,9 @@ def check_states(fleet: Fleet, threads: Sequence[str], turns: int) -> None:
             messages = [] if found is None else found.checkpoint["channel_values"]["messages"]
             texts = [message.content for message in messages]
             if texts != transcript(thread_id, turns):
-                raise WrongState(f"{thread_id} holds {len(texts)} messages, not {2 * turns} in order: {texts}")
+                raise WrongState(
+                    f"{thread_id} holds {len(texts)} messages, not {2 * turns} in order: {texts}"
+                )
 
 
 @contextmanager

@@ -17,7 +17,7 @@ class Meter:
     """Measures the time between entering and leaving, and what each group of processes used in it.
 
     A group is given by its root processes; their descendants belong to it. `cpu` is in seconds, user and
-    system. `peak_rss` and `pss` are bytes of the group `workers`: the largest sum of resident sets, which counts
+    system. `peak_rss` and `pss` are bytes of the group `worker`: the largest sum of resident sets, which counts
     what processes share once for each of them, and at the end the sum in which it counts once (None where
     the system does not tell).
     """
@@ -45,15 +45,13 @@ class Meter:
     ) -> None:
         self.seconds = time.perf_counter() - self._started
         if error is None:
-            self.cpu = {
-                name: cpu_seconds(roots) - self._before[name] for name, roots in self._groups.items()
-            }
-            self.pss = proportional_set(_with_descendants(self._groups["workers"]))
+            self.cpu = {name: cpu_seconds(roots) - self._before[name] for name, roots in self._groups.items()}
+            self.pss = proportional_set(_with_descendants(self._groups["worker"]))
         self._done.set()
         self._sampler.join()
 
     def _sample(self) -> None:
-        workers = _with_descendants(self._groups["workers"])
+        workers = _with_descendants(self._groups["worker"])
         while True:
             self.peak_rss = max(self.peak_rss, resident_set(workers))
             if self._done.wait(SAMPLE_EVERY):

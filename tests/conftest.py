@@ -34,10 +34,11 @@ _numbers = itertools.count(1)
 def with_database(url: str, name: str) -> str:
     """The URL of another database on the same server."""
     parts = conninfo_to_dict(url)
-    query = f"?host={parts['host']}" if str(parts.get("host", "")).startswith("/") else ""
+    port = parts.get("port", 5432)
+    query = f"?host={parts['host']}&port={port}" if str(parts.get("host", "")).startswith("/") else ""
     user = parts.get("user", "postgres")
     password = f":{parts['password']}" if parts.get("password") else ""
-    host = "" if query else f"{parts.get('host', 'localhost')}:{parts.get('port', 5432)}"
+    host = "" if query else f"{parts.get('host', 'localhost')}:{port}"
     return f"postgresql://{user}{password}@{host}/{name}{query}"
 
 

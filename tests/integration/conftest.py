@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
-import tempfile
 import threading
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from pathlib import Path
-from queue import Empty
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
 import pytest
-import redis
 from kombu.entity import Queue
 from kombu.simple import SimpleQueue
 
@@ -36,8 +32,8 @@ class LocalWorker:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._listening = threading.Event()
-        self._listener = threading.Thread(target=self._listen)
+        self._app = create_celery_app(settings)
+        self._listener: threading.Thread | None = None
         self.runtime = Runtime(settings)
         self.runtime.start()
 
@@ -49,7 +45,7 @@ class LocalWorker:
 
     def answer(self, run: Run) -> Future[str]:
         """What comes of a bell for this run: the run's status, or what Executor.execute raises."""
-        return self._execute(Bell(uuid.UUID(run.id), run.tenant, run.thread_id, run.graph))
+        return self._execute([run.id, run.tenant, run.thread_id, run.graph])
 
     def drops(self, run: Run) -> bool:
         """Whether a bell for this run is dropped."""
@@ -57,29 +53,30 @@ class LocalWorker:
 
     def listen(self) -> None:
         """Answers every bell of the queue, until the worker is stopped."""
-        self._listening.set()
+        self._listener = threading.Thread(target=self._listen)
         self._listener.start()
 
-    def _execute(self, bell: Bell) -> Future[str]:
-        return self.runtime.submit(self.runtime.execute(bell))
+    def _execute(self, args: list[str]) -> Future[str]:
+        return self.runtime.submit(self.runtime.execute(Bell(uuid.UUID(args[0]), *args[1:])))
 
     def _listen(self) -> None:
+        with self._queue() as bells:
+            while (message := bells.get().payload) is not None:
+                self._execute(message[0])
+
+    @contextmanager
+    def _queue(self) -> Iterator[SimpleQueue]:
         name = self._settings.queue
-        app = create_celery_app(self._settings)
         with (
-            app.connection_for_read() as connection,
+            self._app.connection_for_read() as connection,
             SimpleQueue(connection, Queue(name, routing_key=name), no_ack=True) as bells,
         ):
-            while self._listening.is_set():
-                try:
-                    args, _, _ = bells.get(timeout=0.1).payload
-                except Empty:
-                    continue
-                self._execute(Bell(uuid.UUID(args[0]), *args[1:]))
+            yield bells
 
     def stop(self) -> None:
-        if self._listening.is_set():
-            self._listening.clear()
+        if self._listener is not None:
+            with self._queue() as bells:
+                bells.put(None)
             self._listener.join()
         self.runtime.stop()
 

@@ -1,4 +1,4 @@
-"""A service that the demo's graph depends on: it says where a module is documented, and is down for a while."""
+"""A service that the demo's graph depends on, and that is down for a while."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class _Server(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     server: _Server
 
-    def do_GET(self) -> None:  # noqa: N802 - http.server's name
+    def do_GET(self) -> None:
         module = unquote(self.path.removeprefix("/modules/"))
         if not self.server.catalogue.admit():
             self._send(HTTPStatus.SERVICE_UNAVAILABLE, {"error": "the catalogue is down"})

@@ -160,7 +160,7 @@ class Checkup:
         found = _row(
             fleet,
             "select array_agg(name order by name) as missing from unnest(%s::text[]) as name "
-            f"where to_regclass('{SCHEMA}.' || name) is null",
+            "where to_regclass(name) is null",
             list(LANGGRAPH_TABLES),
         )["missing"]
         if found:

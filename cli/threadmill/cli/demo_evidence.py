@@ -63,7 +63,7 @@ def _sights_by_id(
 
 
 def _look_around(tenant: str) -> Plan[list[Sight]]:
-    """What one tenant gets when it selects all rows of each table: row-level security alone stands between."""
+    """What one tenant gets when it selects all rows, with only row-level security in its way."""
     owners: dict[str, ColumnElement[str]] = {"threads": _threads.c.tenant, "runs": _runs.c.tenant}
     for name in CHECKPOINT_TABLES:
         rows = table(name, column("thread_id"), schema=SCHEMA)

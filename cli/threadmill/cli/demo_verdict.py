@@ -194,8 +194,8 @@ def _isolated(evidence: Evidence) -> Check:
     tenants = {question.tenant for question in evidence.questions}
     shared = Counter(thread_id for _, thread_id in evidence.turns)
     alike = sum(number == len(tenants) for number in shared.values())
-    own, foreign = (sum(sight[index] for sight in evidence.sights) for index in (2, 3))
-    found = f"{len(tenants)} tenants share {alike} thread ids; each tried to read all: {own:,} own, {foreign} foreign"
+    own, foreign = sum(s.own for s in evidence.sights), sum(s.foreign for s in evidence.sights)
+    found = f"{alike} thread ids are in all {len(tenants)}; reading all, they saw {own} own rows, {foreign} foreign"
     return Check("No tenant sees another's threads", found, tuple(faults))
 
 

@@ -77,7 +77,7 @@ def _registry_if_any(settings: Settings) -> Registry | None:
 
 
 def _document(name: str, registry: Registry | None, announced: Row | None) -> dict[str, Any]:
-    """location is of langgraph.json, version of the ledger, policy of the first of the two that has the graph."""
+    """location is of langgraph.json, version of the ledger, policy of the first that has the graph."""
     local = registry is not None and name in registry.names
     policy = announced["policy"] if announced else {}
     if registry is not None and local:

@@ -8,6 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from threadmill.cli import database, dead_letters, graphs, runs, threads
+from threadmill.cli.dev import dev
 from threadmill.cli.doctor import doctor
 from threadmill.cli.enqueue import enqueue
 from threadmill.cli.flower import flower
@@ -45,6 +46,7 @@ def root(context: typer.Context, folder: FolderOption = None, version: VersionOp
 
 
 for command, example in (
+    (dev, "threadmill dev --workers 2"),
     (worker, "threadmill worker --concurrency 200"),
     (flower, "threadmill flower --port 5556"),
     (enqueue, 'threadmill enqueue guestbook --tenant acme --thread t-1 --input \'{"name": "Ada"}\' --wait'),

@@ -9,13 +9,16 @@ from typing import Any
 from threadmill.core.errors import InvalidInput
 
 MAX_DEPTH = 200
+# The whole numbers that msgpack has, in which LangGraph keeps a state.
+WHOLE_NUMBERS = range(-(2**63), 2**64)
 
 
 def to_json(field: str, value: Any, *, max_bytes: int | None = None) -> str:
     """The value as JSON text that Postgres and LangGraph both take. Raises InvalidInput.
 
     Refused are other types than JSON's (tuples pass as arrays), keys that are no strings, NaN and infinity,
-    NUL and lone surrogates, nesting beyond 200 levels, and more than `max_bytes` of UTF-8.
+    whole numbers beyond 64 bits, NUL and lone surrogates, nesting beyond 200 levels, and more than `max_bytes`
+    of UTF-8.
     """
     _check(field, "", value, 0)
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
@@ -30,8 +33,11 @@ def _check(field: str, path: str, value: Any, depth: int) -> None:
     if depth > MAX_DEPTH:
         raise InvalidInput(field, path, f"nested deeper than {MAX_DEPTH} levels")
     match value:
-        case None | bool() | int():
+        case None | bool():
             pass
+        case int():
+            if value not in WHOLE_NUMBERS:
+                raise InvalidInput(field, path, "a whole number beyond 64 bits, which LangGraph cannot keep")
         case str():
             _check_text(field, path, value)
         case float():

@@ -26,6 +26,7 @@
     ├── SettingsInvalid               a setting has an impossible value
     ├── ExtraMissing                  what is asked for needs an optional part that is not installed
     ├── FolderInUse                   another process runs the embedded services of the folder
+    ├── ProcessEnded                  a process that a command started and needs ended by itself
     └── Unavailable                   something that Threadmill stands on does not answer
         ├── ServicesNotFound          no URL is set and no `threadmill dev` runs in this folder
         ├── DatabaseUnavailable       Postgres does not answer
@@ -313,6 +314,18 @@ class FolderInUse(ThreadmillError):
             f"{self.folder} is in use by process {self.pid or '(unknown)'}; "
             "stop it, or set THREADMILL_FOLDER to run services of your own"
         )
+
+
+class ProcessEnded(ThreadmillError):
+    """A process that a command started and needs ended by itself."""
+
+    def __init__(self, name: str, status: int, log: str) -> None:
+        super().__init__(name, status, log)
+        self.name, self.status, self.log = name, status, log
+
+    def __str__(self) -> str:
+        ending = f"status {self.status}" if self.status >= 0 else f"signal {-self.status}"
+        return f"{self.name} ended with {ending}; see {self.log}"
 
 
 class Unavailable(ThreadmillError):

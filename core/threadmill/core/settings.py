@@ -94,6 +94,6 @@ def running_services(folder: Path) -> dict[str, str]:
     try:
         services: dict[str, Any] = json.loads((folder / SERVICES_FILE).read_text())
         os.kill(int(services["pid"]), 0)
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return {}
     return {name: str(services[name]) for name in ("database_url", "broker_url") if services.get(name)}

@@ -1,0 +1,59 @@
+"""`python -m bench`: Threadmill beside bare LangGraph and a naive Celery task; `python -m bench profile`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from bench import profiling, report
+from bench.arena import arena
+from bench.child import ChildFailed
+from bench.contestant import Stalled, WrongState
+from bench.harness import play
+from bench.load import QUICK, Load
+from bench.machine import describe
+from threadmill.core.errors import ThreadmillError
+
+FAILURES = (ThreadmillError, ChildFailed, Stalled, WrongState, profiling.PySpyMissing)
+WIDTH = 130
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+out = Console(width=None if Console().is_terminal else WIDTH, highlight=False)
+
+QuickOption = Annotated[bool, typer.Option("--quick", help="A small load, to see that it works.")]
+RoundsOption = Annotated[int | None, typer.Option("--rounds", min=1, help="How often everybody runs.")]
+TopOption = Annotated[int, typer.Option("--top", min=1, help="How many functions are listed.")]
+
+
+@app.callback(invoke_without_command=True)
+def bench(context: typer.Context, quick: QuickOption = False, rounds: RoundsOption = None) -> None:
+    """Measures every contestant in each round and prints one table."""
+    if context.invoked_subcommand is not None:
+        return
+    load = QUICK if quick else Load()
+    load = replace(load, rounds=rounds or load.rounds)
+    with arena() as ground:
+        machine = describe(ground)
+        with out.status("starting") as status:
+            played = play(ground, load, status.update)
+    out.print(report.table(played, machine, load))
+    out.print(f"written to {report.write(played, machine, load)}", soft_wrap=True)
+
+
+@app.command()
+def profile(quick: QuickOption = False, top: TopOption = 25) -> None:
+    """Shows where the CPU time of one Threadmill worker goes."""
+    with arena() as ground, out.status("profiling one worker"):
+        found = profiling.profile(ground, QUICK if quick else Load())
+    out.print(profiling.view(found, top))
+
+
+if __name__ == "__main__":
+    try:
+        app()
+    except FAILURES as error:
+        Console(stderr=True).print(f"{type(error).__name__}: {error}", style="red", markup=False)
+        raise SystemExit(1) from None

@@ -1,0 +1,140 @@
+"""Threadmill: one worker process per core, with the ledger, row-level security, fences and logs on."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import psutil
+import psycopg
+from psycopg.conninfo import make_conninfo
+
+from bench.arena import LEDGER, Arena
+from bench.child import child, stop, wait_for_line
+from bench.contestant import PATIENCE, Figures, WrongState, check_states, finish_counter, per_run, rate
+from bench.load import BATCH, GRAPH, Load, input_of, threads_named
+from bench.meter import Meter
+from threadmill.core.keys import thread_key
+from threadmill.core.models import SCHEMA
+from threadmill.core.notice import channel
+from threadmill.core.settings import Settings
+from threadmill.producers import Producer
+
+TENANT = "bench"
+WORKER = (sys.executable, "-m", "bench.mill_worker")
+
+
+class Mill:
+    """See contestant.Contestant. workers: how many processes; None for one per core."""
+
+    name = "Threadmill"
+
+    def __init__(self, workers: int | None = None, argv: Sequence[str] = WORKER) -> None:
+        self._workers, self._argv = workers, argv
+
+    @contextmanager
+    def running(self, arena: Arena, load: Load) -> Iterator[MillFleet]:
+        log = arena.folder / "threadmill.log"
+        log.write_text("")
+        count = self._workers or arena.cores
+        with arena.fresh_database(LEDGER) as url:
+            settings = arena.settings(url)
+            with ExitStack() as stack, Producer(settings) as producer:
+                env = _environment(settings)
+                workers = [stack.enter_context(child(self._argv, log, env)) for _ in range(count)]
+                for worker in workers:
+                    wait_for_line(worker, log, "worker.ready", count)
+                fleet = MillFleet(arena, producer, workers, url)
+                fleet.serve(threads_named("warm", load.threads), 1)
+                yield fleet
+
+
+class MillFleet:
+    """See contestant.Fleet."""
+
+    def __init__(
+        self, arena: Arena, producer: Producer, workers: Sequence[subprocess.Popen[str]], url: str
+    ) -> None:
+        self.workers = [psutil.Process(worker.pid) for worker in workers]
+        self.saver_url = make_conninfo(url, options=f"-c search_path={SCHEMA},public")
+        self._arena, self._producer, self._workers = arena, producer, workers
+
+    def key(self, thread_id: str) -> str:
+        return thread_key(TENANT, thread_id)
+
+    def serve(self, threads: Sequence[str], turns: int) -> None:
+        with finish_counter(self._arena.connect_redis(), channel("*")) as wait:
+            for turn in range(turns):
+                self._producer.enqueue_many(_request(thread_id, turn) for thread_id in threads)
+                wait(len(threads))
+        self._check_runs()
+
+    def serve_at_once(self, threads: Sequence[str], turns: int) -> None:
+        """All turns of all threads, enqueued in one call: Threadmill keeps their order by itself."""
+        with finish_counter(self._arena.connect_redis(), channel("*")) as wait:
+            self._producer.enqueue_many(
+                _request(thread_id, turn) for turn in range(turns) for thread_id in threads
+            )
+            wait(len(threads) * turns)
+        self._check_runs()
+
+    def latencies(self, threads: Sequence[str]) -> list[float]:
+        taken = []
+        for thread_id in threads:
+            started = time.perf_counter()
+            run = self._producer.enqueue(**_request(thread_id, 0))
+            self._producer.wait(run.id, tenant=TENANT, timeout=PATIENCE)
+            taken.append(time.perf_counter() - started)
+        return taken
+
+    def extras(self, arena: Arena, load: Load) -> Figures:
+        threads = threads_named("at-once", load.threads)
+        with Meter(worker=self.workers, postgres=[arena.postgres], redis=[arena.redis]) as meter:
+            self.serve_at_once(threads, load.turns)
+        check_states(self, threads, load.turns)
+        for worker in self._workers:
+            stop(worker)
+        return {**per_run("at_once_", meter.seconds, meter.cpu, load.runs), **self._enqueue_rates(load)}
+
+    def _enqueue_rates(self, load: Load) -> Figures:
+        """With no worker that takes a core away meanwhile, as it is for `delay`."""
+
+        def singles() -> None:
+            for thread_id in threads_named("single", load.singles):
+                self._producer.enqueue(**_request(thread_id, 0))
+
+        def batches(name: str, turns: int) -> None:
+            for batch in range(load.batches):
+                threads = threads_named(f"{name}-{batch}", BATCH // turns)
+                self._producer.enqueue_many(_request(t, turn) for turn in range(turns) for t in threads)
+
+        runs = load.batches * BATCH
+        return {
+            "enqueue_per_second": rate(load.singles, singles),
+            "enqueue_many_per_second": rate(runs, lambda: batches("deep", 5)),
+            "enqueue_many_wide_per_second": rate(runs, lambda: batches("wide", 1)),
+        }
+
+    def _check_runs(self) -> None:
+        with psycopg.connect(self.saver_url) as connection:
+            found = connection.execute("select id, status from runs where status <> 'success'").fetchall()
+        if found:
+            raise WrongState(f"not every run is a success: {found[:5]}")
+
+
+def _request(thread_id: str, turn: int) -> dict[str, Any]:
+    return {
+        "graph": GRAPH,
+        "input": input_of(thread_id, turn),
+        "tenant": TENANT,
+        "thread_id": thread_id,
+    }
+
+
+def _environment(settings: Settings) -> Mapping[str, str]:
+    values = settings.model_dump(mode="json", exclude_unset=True)
+    return {f"THREADMILL_{name.upper()}": str(value) for name, value in values.items()}

@@ -1,0 +1,75 @@
+"""A naive Celery task: prefork, one process per core, the stock PostgresSaver, Redis for results."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import psutil
+from celery import Celery
+
+from bench.arena import STOCK, Arena
+from bench.child import child, stop
+from bench.contestant import PATIENCE, Figures, finish_counter, rate
+from bench.load import Load, input_of, threads_named
+from bench.naive_worker import TASK, application
+
+
+class Naive:
+    """See contestant.Contestant."""
+
+    name = "naive Celery"
+
+    @contextmanager
+    def running(self, arena: Arena, load: Load) -> Iterator[NaiveFleet]:
+        log = arena.folder / "naive.log"
+        urls = [arena.broker_url, arena.results_url]
+        app = application(*urls)
+        with arena.fresh_database(STOCK) as url:
+            argv = [sys.executable, "-m", "bench.naive_worker", *urls, url, str(arena.cores)]
+            with child(argv, log) as worker:
+                fleet = NaiveFleet(arena, app, worker, url)
+                fleet.serve(threads_named("warm", load.threads), 1)
+                yield fleet
+        app.close()
+
+
+class NaiveFleet:
+    """See contestant.Fleet."""
+
+    def __init__(self, arena: Arena, app: Celery, worker: subprocess.Popen[str], url: str) -> None:
+        self.workers = [psutil.Process(worker.pid)]
+        self.saver_url = url
+        self._arena, self._worker = arena, worker
+        self._turn = app.task(lambda: None, name=TASK)  # its code is the worker's
+
+    def key(self, thread_id: str) -> str:
+        return thread_id
+
+    def serve(self, threads: Sequence[str], turns: int) -> None:
+        with finish_counter(self._arena.connect_redis(), "celery-task-meta-*") as wait:
+            for turn in range(turns):
+                for thread_id in threads:
+                    self._turn.delay(thread_id, input_of(thread_id, turn))
+                wait(len(threads))
+
+    def latencies(self, threads: Sequence[str]) -> list[float]:
+        taken = []
+        for thread_id in threads:
+            started = time.perf_counter()
+            self._turn.delay(thread_id, input_of(thread_id, 0)).get(timeout=PATIENCE)
+            taken.append(time.perf_counter() - started)
+        return taken
+
+    def extras(self, arena: Arena, load: Load) -> Figures:  # noqa: ARG002 - of the protocol
+        """The rate of `delay`, with no worker that takes a core away meanwhile."""
+        stop(self._worker)
+
+        def enqueue() -> None:
+            for thread_id in threads_named("delayed", load.singles):
+                self._turn.delay(thread_id, input_of(thread_id, 0))
+
+        return {"enqueue_per_second": rate(load.singles, enqueue)}

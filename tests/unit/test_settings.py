@@ -1,0 +1,117 @@
+"""Settings come from the environment, are checked, and find the services of a running `threadmill dev`."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from threadmill.core.errors import ServicesNotFound, SettingsInvalid
+from threadmill.core.settings import Settings, running_services
+
+OURS = "postgresql://app:secret@db:5432/app"
+
+
+@pytest.fixture(autouse=True)
+def bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in list(os.environ):
+        if name.startswith("THREADMILL_"):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+def offer(folder: Path, **values: object) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / "services.json").write_text(json.dumps(values))
+
+
+def test_every_setting_is_taken_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THREADMILL_DATABASE_URL", OURS)
+    monkeypatch.setenv("THREADMILL_MAX_INPUT_BYTES", "17")
+    monkeypatch.setenv("THREADMILL_GRAPHS_FILE", "elsewhere/langgraph.json")
+
+    settings = Settings()
+
+    assert (settings.database_url, settings.max_input_bytes) == (OURS, 17)
+    assert settings.graphs_file == Path("elsewhere/langgraph.json")
+
+
+def test_what_the_caller_gives_goes_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THREADMILL_QUEUE", "theirs")
+
+    assert Settings(queue="ours").queue == "ours"
+
+
+def test_settings_do_not_change() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        Settings().queue = "other"  # type: ignore[misc]
+
+
+def test_every_impossible_value_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THREADMILL_CONCURRENCY", "none")
+    monkeypatch.setenv("THREADMILL_POOL_SIZE", "1")
+
+    with pytest.raises(SettingsInvalid) as raised:
+        Settings(log_level="LOUD")
+
+    names = {problem.partition(":")[0] for problem in raised.value.problems}
+    assert names == {"log_level", "concurrency", "pool_size"}
+
+
+def test_a_heartbeat_must_fit_into_its_timeout() -> None:
+    with pytest.raises(SettingsInvalid, match="heartbeat_interval 6 s must be shorter than"):
+        Settings(heartbeat_interval=6, heartbeat_timeout=6)
+
+
+def test_the_four_mebibytes_and_five_seconds_of_the_promises_are_the_defaults() -> None:
+    settings = Settings()
+
+    assert settings.max_input_bytes == 4 * 1024 * 1024
+    assert settings.max_output_bytes == 1024 * 1024
+    assert settings.output_ttl == 24 * 3600
+    assert settings.connect_timeout == 5
+
+
+def test_the_services_of_a_running_dev_stand_in_for_what_is_not_set(tmp_path: Path) -> None:
+    offer(tmp_path / ".threadmill", pid=os.getpid(), database_url="postgresql://dev", broker_url="redis://dev")
+
+    both = Settings().located()
+    own_database = Settings(database_url=OURS).located()
+
+    assert (both.database_url, both.broker_url) == ("postgresql://dev", "redis://dev")
+    assert (own_database.database_url, own_database.broker_url) == (OURS, "redis://dev")
+
+
+def test_services_that_are_set_need_no_dev() -> None:
+    settings = Settings(database_url=OURS, broker_url="redis://ours")
+
+    assert settings.located() is settings
+
+
+def test_a_service_that_nobody_offers_is_named_with_its_variable(tmp_path: Path) -> None:
+    with pytest.raises(ServicesNotFound, match="THREADMILL_DATABASE_URL is not set") as raised:
+        Settings().located()
+    assert raised.value.folder == str(tmp_path / ".threadmill")
+
+    with pytest.raises(ServicesNotFound, match="THREADMILL_BROKER_URL is not set"):
+        Settings(database_url=OURS).located()
+
+
+def test_what_a_dev_left_behind_that_was_killed_is_not_believed(tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-S", "-c", ""])
+    ended.wait()
+    offer(tmp_path, pid=ended.pid, database_url="postgresql://dev", broker_url="redis://dev")
+
+    assert running_services(tmp_path) == {}
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '"x"', "{}", '{"pid": null}', '{"pid": "x"}'])
+def test_a_torn_services_file_offers_nothing(tmp_path: Path, content: str) -> None:
+    (tmp_path / "services.json").write_text(content)
+
+    assert running_services(tmp_path) == {}

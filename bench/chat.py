@@ -1,4 +1,4 @@
-"""The graph that everybody runs: two nodes that cost nothing, so that what is measured is what carries them."""
+"""The graph that everybody runs: two nodes that cost nothing, so what is measured is what carries them."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ class ChildFailed(Exception):
 def child(
     argv: Sequence[str], log: Path, env: Mapping[str, str] | None = None
 ) -> Iterator[subprocess.Popen[str]]:
-    """The process, whose stdin and stdout are pipes and whose stderr goes to `log`; asked to end on leaving."""
+    """The process, its stdin and stdout pipes, its stderr added to `log`; it is asked to end on leaving."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("THREADMILL_")}
     with log.open("a") as stderr:
         process = subprocess.Popen(

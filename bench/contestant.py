@@ -24,9 +24,13 @@ PATIENCE = 60.0
 class Fleet(Protocol):
     """A contestant's workers, started and warm, on a database of their own."""
 
-    workers: Sequence[psutil.Process]
-    # How the stock saver finds the states: its connection string, and the key of a thread.
-    saver_url: str
+    @property
+    def workers(self) -> Sequence[psutil.Process]:
+        """The root processes of what counts as a worker."""
+
+    @property
+    def saver_url(self) -> str:
+        """The connection string with which the stock saver finds the states."""
 
     def key(self, thread_id: str) -> str:
         """The `thread_id` under which LangGraph keeps the thread."""
@@ -44,7 +48,9 @@ class Fleet(Protocol):
 class Contestant(Protocol):
     """Somebody who runs the graph."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What the table calls it."""
 
     def running(self, arena: Arena, load: Load) -> AbstractContextManager[Fleet]:
         """The contestant's fleet, started for one round."""
@@ -66,9 +72,7 @@ def check_states(fleet: Fleet, threads: Sequence[str], turns: int) -> None:
             messages = [] if found is None else found.checkpoint["channel_values"]["messages"]
             texts = [message.content for message in messages]
             if texts != transcript(thread_id, turns):
-                raise WrongState(
-                    f"{thread_id} holds {len(texts)} messages, not {2 * turns} in order: {texts}"
-                )
+                raise WrongState(f"{thread_id} holds {len(texts)} messages, not its {2 * turns} in order")
 
 
 @contextmanager
@@ -110,4 +114,5 @@ def per_run(prefix: str, seconds: float, cpu: Mapping[str, float], runs: int) ->
     return {
         f"{prefix}runs_per_second": runs / seconds,
         **{f"{prefix}{group}_cpu_ms": spent / runs * 1e3 for group, spent in cpu.items()},
+        f"{prefix}cpu_ms": sum(cpu.values()) / runs * 1e3,
     }

@@ -69,10 +69,10 @@ def medians(rounds: Rounds) -> dict[str, Figures]:
 
 
 def ratio(rounds: Rounds, figure: str, name: str, base_figure: str, base: str) -> float | None:
-    """The middle of the rounds' ratios of two contestants; None where one of them has no such figure.
+    """The middle of the rounds' ratios of two contestants; None where one has no such figure, or 0.
 
     Of ratios, not the ratio of two medians: what slows a round down slows both of its terms.
     """
-    if figure not in rounds[0][name] or base_figure not in rounds[0][base]:
-        return None
-    return median(played[name][figure] / played[base][base_figure] for played in rounds)
+    pairs = [(played[name].get(figure), played[base].get(base_figure)) for played in rounds]
+    ratios = [value / other for value, other in pairs if value is not None and other]
+    return median(ratios) if ratios else None

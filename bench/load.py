@@ -13,7 +13,7 @@ GRAPH = "chat"
 
 @dataclass(frozen=True)
 class Load:
-    """threads × turns make the runs of one round.
+    """One round's runs are so many turns on each of so many threads.
 
     samples: runs, one at a time, for the latencies. singles: enqueued one by one for the rate; batches: of
     1,000, enqueued each at once for the rate.

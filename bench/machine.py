@@ -33,9 +33,9 @@ def describe(arena: Arena) -> dict[str, Any]:
     with psycopg.connect(arena.database_url) as connection:
         postgres = {name: _setting(connection, name) for name in ("server_version", *POSTGRES_SETTINGS)}
     with arena.connect_redis() as client:
-        redis = {"version": client.info("server")["redis_version"]}  # type: ignore[index]
+        redis = {"version": client.info("server")["redis_version"]}
         for name in REDIS_SETTINGS:
-            redis |= client.config_get(name)  # type: ignore[operator]
+            redis |= client.config_get(name)
     return {
         "machine": {
             "processor": _processor(),

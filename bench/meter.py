@@ -17,8 +17,8 @@ class Meter:
     """Measures the time between entering and leaving, and what each group of processes used in it.
 
     A group is given by its root processes; their descendants belong to it. `cpu` is in seconds, user and
-    system. `peak_rss` and `pss` are bytes of the group `worker`: the largest sum of resident sets, which counts
-    what processes share once for each of them, and at the end the sum in which it counts once (None where
+    system. `peak_rss` and `pss` are bytes of the group `worker`: the largest sum of resident sets, in which
+    shared pages count for each process, and the sum at the end in which they count once (None where
     the system does not tell).
     """
 

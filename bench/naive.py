@@ -7,15 +7,15 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import psutil
-from celery import Celery
 
 from bench.arena import STOCK, Arena
 from bench.child import child, stop
 from bench.contestant import PATIENCE, Figures, finish_counter, rate
 from bench.load import Load, input_of, threads_named
-from bench.naive_worker import TASK, application
+from bench.naive_worker import turn_task
 
 
 class Naive:
@@ -26,25 +26,24 @@ class Naive:
     @contextmanager
     def running(self, arena: Arena, load: Load) -> Iterator[NaiveFleet]:
         log = arena.folder / "naive.log"
-        urls = [arena.broker_url, arena.results_url]
-        app = application(*urls)
         with arena.fresh_database(STOCK) as url:
-            argv = [sys.executable, "-m", "bench.naive_worker", *urls, url, str(arena.cores)]
+            urls = (arena.broker_url, arena.results_url, url)
+            turn = turn_task(*urls)
+            argv = [sys.executable, "-m", "bench.naive_worker", *urls, str(arena.cores)]
             with child(argv, log) as worker:
-                fleet = NaiveFleet(arena, app, worker, url)
+                fleet = NaiveFleet(arena, turn, worker, url)
                 fleet.serve(threads_named("warm", load.threads), 1)
                 yield fleet
-        app.close()
+            turn.app.close()
 
 
 class NaiveFleet:
     """See contestant.Fleet."""
 
-    def __init__(self, arena: Arena, app: Celery, worker: subprocess.Popen[str], url: str) -> None:
+    def __init__(self, arena: Arena, turn: Any, worker: subprocess.Popen[str], url: str) -> None:
         self.workers = [psutil.Process(worker.pid)]
         self.saver_url = url
-        self._arena, self._worker = arena, worker
-        self._turn = app.task(lambda: None, name=TASK)  # its code is the worker's
+        self._arena, self._turn, self._worker = arena, turn, worker
 
     def key(self, thread_id: str) -> str:
         return thread_id

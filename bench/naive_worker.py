@@ -18,13 +18,6 @@ from psycopg.rows import dict_row
 
 from bench.chat import chat_blocking
 
-TASK = "bench.turn"
-
-
-def application(broker_url: str, results_url: str) -> Celery:
-    """Celery with its own defaults."""
-    return Celery("bench", broker=broker_url, backend=results_url)
-
 
 @cache
 def compiled(database_url: str) -> Pregel[Any, Any, Any, Any]:
@@ -34,17 +27,18 @@ def compiled(database_url: str) -> Pregel[Any, Any, Any, Any]:
     return chat_blocking.compile(checkpointer=PostgresSaver(connection))
 
 
-def main(broker_url: str, results_url: str, database_url: str, concurrency: str) -> None:
-    app = application(broker_url, results_url)
+def turn_task(broker_url: str, results_url: str, database_url: str) -> Any:
+    """The task that takes a turn, of an application with Celery's own defaults."""
+    app = Celery("bench", broker=broker_url, backend=results_url)
 
     def turn(thread_id: str, value: dict[str, Any]) -> str:
         config = RunnableConfig(configurable={"thread_id": thread_id})
         output = compiled(database_url).invoke(value, config)
         return str(output["messages"][-1].content)
 
-    app.task(turn, name=TASK)
-    app.worker_main(["worker", "--pool=prefork", f"--concurrency={concurrency}"])
+    return app.task(turn, name="bench.turn", lazy=False)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    *urls, concurrency = sys.argv[1:]
+    turn_task(*urls).app.worker_main(["worker", "--pool=prefork", f"--concurrency={concurrency}"])

@@ -21,7 +21,7 @@ from bench.child import ROOT
 from bench.load import Load, threads_named
 from bench.mill import WORKER, Mill
 
-SAMPLES_PER_SECOND = 250
+SAMPLES_PER_SECOND = 500
 START_UP = "importlib._bootstrap"  # a stack with such a frame belongs to an import
 
 # Whose a frame is, by a part of its file's path; the first that fits.
@@ -53,7 +53,7 @@ class PySpyMissing(Exception):
 
 
 class Stack(NamedTuple):
-    """A stack that was seen `samples` times, from its thread to its innermost frame, "function (file:line)"."""
+    """A stack, from its thread to its innermost frame ("function (file:line)"), and how often it was seen."""
 
     frames: tuple[str, ...]
     samples: int
@@ -73,7 +73,7 @@ def profile(arena: Arena, load: Load) -> Profile:
     if found is None:
         raise PySpyMissing
     output = arena.folder / "stacks.txt"
-    options = ["--format", "raw", "--rate", str(SAMPLES_PER_SECOND), "--threads", "--full-filenames"]
+    options = ["--format", "raw", "--rate", str(SAMPLES_PER_SECOND), "--threads", "--full-filenames", "--gil", "--nonblocking"]
     argv = [found, "record", *options, "--output", str(output), "--", *WORKER]
     with Mill(workers=1, argv=argv).running(arena, load) as fleet:
         before = _cpu(fleet.workers[0])
@@ -96,7 +96,7 @@ def view(found: Profile, top: int) -> RenderableType:
     threads: Counter[str] = Counter()
     for stack in found.stacks:
         threads[_thread(stack.frames[0])] += stack.samples
-    ours = Counter({frame: samples for frame, samples in inclusive.items() if owner(frame) == "threadmill"})
+    ours = by_part(found.stacks)
 
     def ms(samples: int) -> str:
         return f"{samples / total * found.cpu_ms:.3f}"
@@ -116,7 +116,7 @@ def view(found: Profile, top: int) -> RenderableType:
         listed("By thread", threads),
         listed("By owner of the innermost frame", owners),
         listed(f"The {top} functions with the most time of their own", own, inclusive),
-        listed(f"The {top} functions of Threadmill's with the most time, callees included", ours),
+        listed("By innermost frame of Threadmill's, what the libraries do for it included", ours, inclusive),
     )
 
 
@@ -129,6 +129,16 @@ def counted(stacks: Iterable[Stack]) -> tuple[Counter[str], Counter[str]]:
         own[functions[-1]] += stack.samples
         inclusive.update(dict.fromkeys(functions, stack.samples))
     return own, inclusive
+
+
+def by_part(stacks: Iterable[Stack]) -> Counter[str]:
+    """Samples by the innermost function of Threadmill's; by thread and the task's outermost function without."""
+    parts: Counter[str] = Counter()
+    for stack in stacks:
+        functions = [_function(frame) for frame in stack.frames[1:]]
+        ours = [function for function in functions if owner(function) == "threadmill"]
+        parts[ours[-1] if ours else f"none ({_thread(stack.frames[0])})"] += stack.samples
+    return parts
 
 
 def _function(frame: str) -> str:

@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 from threadmill.cli.broker import broker_address, check_broker
 from threadmill.cli.output import span
 from threadmill.core.database import FLEET_ROLE, TENANT_ROLE, address, check_revision, connect
-from threadmill.core.errors import BrokerUnavailable, SettingsInvalid, Unavailable
+from threadmill.core.errors import BrokerUnavailable, DatabaseNotMigrated, SettingsInvalid, Unavailable
 from threadmill.core.models import SCHEMA
 from threadmill.core.notice import connect_redis
 from threadmill.core.revision import REVISION
@@ -61,26 +61,29 @@ class Checkup:
         """One finding for each check. A check whose ground is missing says so."""
         with ExitStack() as stack:
             login = fleet = None
+            missing = "the database does not answer"
             try:
                 login = stack.enter_context(connect(self._settings, role=None))
             except Unavailable as error:
-                yield _unavailable("database", error)
+                yield Finding("database", "fail", str(error), "start it, or mend THREADMILL_DATABASE_URL")
             else:
                 yield _checked("database", self._database, login)
             yield _checked("roles", self._roles, login)
             try:
-                fleet = stack.enter_context(connect(self._settings)) if login else None
-                if fleet:
+                if login:
+                    fleet = stack.enter_context(connect(self._settings))
                     check_revision(fleet, self._settings)
-            except Unavailable as error:
-                fleet = None
-                yield Finding("migrations", "fail", str(error), _UPGRADE)
+            except DatabaseNotMigrated as error:
+                fleet, missing = None, "the database is not migrated"
+                yield Finding("migrations", "fail", _stand(error), _UPGRADE)
+            except Unavailable:
+                missing = f"the login may not act as {FLEET_ROLE}"
+                yield _unchecked("migrations", missing)
             else:
-                yield _checked("migrations", self._migrations, fleet)
+                yield _checked("migrations", _migrations, fleet)
             broker = self._broker()
             yield broker
             yield self._eviction_policy(answers=broker.status == "ok")
-            missing = "the database is not migrated" if login else "the database does not answer"
             yield _checked("workers", self._workers, fleet, missing)
             yield _checked("graphs", _graphs, fleet, missing)
             yield _checked("clock", _clock, login)
@@ -126,7 +129,12 @@ class Checkup:
                 f"alter table {SCHEMA}.{owned[0]} owner to another role",
             )
         if bare := sorted(t["name"] for t in tables if not t["guarded"] and t["name"] not in UNGUARDED):
-            return Finding("roles", "fail", f"row-level security is off on {_some(bare)}", _UPGRADE)
+            return Finding(
+                "roles",
+                "fail",
+                f"row-level security is off on {_some(bare)}",
+                f"alter table {SCHEMA}.{bare[0]} enable row level security",
+            )
         owners = {table["owner"] for table in tables}
         guarded = sum(table["guarded"] for table in tables)
         return self._login(login, owners, f"row-level security binds {FLEET_ROLE} on {guarded} tables")
@@ -155,22 +163,6 @@ class Checkup:
                 f"let workers and producers log in as a member: create role … login in role {FLEET_ROLE}",
             )
         return Finding("roles", "ok", bound)
-
-    def _migrations(self, fleet: Connection) -> Finding:
-        found = _row(
-            fleet,
-            "select array_agg(name order by name) as missing from unnest(%s::text[]) as name "
-            "where to_regclass(name) is null",
-            list(LANGGRAPH_TABLES),
-        )["missing"]
-        if found:
-            return Finding(
-                "migrations",
-                "fail",
-                f"LangGraph's tables are missing: {', '.join(found)}",
-                f'{_UPGRADE}, where `pip install "threadmill[worker]"` was done',
-            )
-        return Finding("migrations", "ok", f"the tables are at revision {REVISION}")
 
     def _broker(self) -> Finding:
         try:
@@ -241,6 +233,28 @@ class Checkup:
                 "see `threadmill runs list --status running`",
             )
         return Finding("workers", "ok", f"{len(alive)} alive: {shown}; {waiting} runs wait")
+
+
+def _stand(error: DatabaseNotMigrated) -> str:
+    at = f"is at revision {error.found}" if error.found else "holds no Threadmill tables"
+    return f"the database {at}, expected {error.expected}"
+
+
+def _migrations(fleet: Connection) -> Finding:
+    found = _row(
+        fleet,
+        "select array_agg(name order by name) as missing from unnest(%s::text[]) as name "
+        "where to_regclass(name) is null",
+        list(LANGGRAPH_TABLES),
+    )["missing"]
+    if found:
+        return Finding(
+            "migrations",
+            "fail",
+            f"LangGraph's tables are missing: {', '.join(found)}",
+            f'{_UPGRADE}, where `pip install "threadmill[worker]"` was done',
+        )
+    return Finding("migrations", "ok", f"the tables are at revision {REVISION}")
 
 
 def _graphs(fleet: Connection) -> Finding:
@@ -328,10 +342,6 @@ def _checked(
 
 def _unchecked(name: str, missing: str) -> Finding:
     return Finding(name, "warn", f"not checked: {missing}")
-
-
-def _unavailable(name: str, error: Unavailable) -> Finding:
-    return Finding(name, "fail", str(error), "start it, or mend THREADMILL_DATABASE_URL")
 
 
 def _row(connection: Connection, query: str, *values: object) -> DictRow:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
+import psycopg
 import typer
 from rich.text import Text
 
@@ -12,7 +13,8 @@ from threadmill.cli.extras import needs
 from threadmill.cli.invocation import JsonOption, invocation_of
 from threadmill.cli.output import note, show
 from threadmill.core import migrate
-from threadmill.core.errors import ExtraMissing
+from threadmill.core.database import address
+from threadmill.core.errors import ExtraMissing, MigrationFailed
 from threadmill.core.revision import REVISION
 from threadmill.core.settings import Settings
 
@@ -38,7 +40,11 @@ def upgrade_database(settings: Settings) -> Upgrade:
     except ExtraMissing as error:
         note(f"LangGraph's checkpoint and store tables are left as they are: {error}")
         return Upgrade(previous, migrate.current(settings), False)
-    upgrade_langgraph_tables(settings)
+    try:
+        upgrade_langgraph_tables(settings)
+    except psycopg.Error as error:
+        reason = str(error).partition("\n")[0]
+        raise MigrationFailed(address(settings.database_url), f"LangGraph's tables: {reason}") from error
     return Upgrade(previous, migrate.current(settings), True)
 
 
@@ -74,7 +80,7 @@ def downgrade(
     revision: Annotated[
         str,
         typer.Argument(
-            metavar="REVISION", help="Where to go back to; `base` removes all.", show_default=False
+            metavar="REVISION", help="Where to go back to; `base` drops the whole ledger.", show_default=False
         ),
     ],
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
@@ -83,7 +89,9 @@ def downgrade(
     """Take the tables down to an older revision; what newer ones had added is lost, with its data."""
     settings = invocation_of(context).settings().located()
     if not yes:
-        typer.confirm(f"Drop all that came after revision {revision}, and its data?", abort=True, err=True)
+        if as_json:
+            raise typer.BadParameter("with --json nothing is asked, so add --yes")
+        typer.confirm(f"Go down to revision {revision}? What is dropped on the way is lost.", abort=True)
     previous = migrate.current(settings)
     migrate.downgrade(settings, revision)
     found = migrate.current(settings)

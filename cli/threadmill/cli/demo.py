@@ -30,6 +30,7 @@ from threadmill.cli.demo_view import Moment, live_view, verdict_view
 from threadmill.cli.embedded import DATABASE, EmbeddedServices
 from threadmill.cli.output import console, show
 from threadmill.core.database import Database
+from threadmill.core.logs import configure_logs
 from threadmill.core.settings import Settings
 from threadmill.graphs.samples.questions import conversations
 from threadmill.producers import Producer
@@ -84,7 +85,7 @@ def _play(home: Path, out: Console) -> list[Check]:
         say(f"Postgres and Redis start in {home}")
         services = stack.enter_context(EmbeddedServices(home))
         settings = _prepare(home, services)
-        say(f"{WORKERS} workers and a replay worker start; their logs are in {home / 'logs'}")
+        say(f"{WORKERS} workers and a replay worker start, with their logs in {home / 'logs'}")
         catalogue = stack.enter_context(CatalogueService(up_for=CATALOGUE_UP_FOR, outage=CATALOGUE_OUTAGE))
         environment = {"LIBRARIAN_CATALOGUE_URL": catalogue.url}
         fleet = stack.enter_context(DemoFleet(settings, home / "logs", workers=WORKERS, env=environment))
@@ -94,15 +95,16 @@ def _play(home: Path, out: Console) -> list[Check]:
         questions = _enqueue(producer)
         threads = {question.place for question in questions}
         say(
-            f"{len(questions)} questions are enqueued, of {len(TENANTS)} tenants on {len(threads)} threads; "
-            f"after {CATALOGUE_UP_FOR} requests the catalogue that they need is down for {CATALOGUE_OUTAGE:g} s"
+            f"{len(questions)} questions are enqueued, of {len(TENANTS)} tenants on {len(threads)} threads. "
+            f"After {CATALOGUE_UP_FOR} requests the catalogue that the answers need goes down for "
+            f"{CATALOGUE_OUTAGE:g} s: runs become dead letters, and the replay worker brings them back."
         )
         _watch(fleet, database, catalogue, out)
         return judge(gather(settings, database, producer, questions))
 
 
 def _speaker(out: Console) -> Callable[[str], None]:
-    return lambda line: out.print(Text(line, style="dim"), soft_wrap=True)
+    return lambda line: out.print(Text(line, style="dim"))
 
 
 def _prepare(home: Path, services: EmbeddedServices) -> Settings:
@@ -123,9 +125,9 @@ def _prepare(home: Path, services: EmbeddedServices) -> Settings:
         replay_delay=1,
         replay_delay_max=2,
         max_replays=20,
-        output_ttl=3600,
-        log_format="json",
     )
+    # Below a warning, this process has nothing to say beside its view.
+    configure_logs(settings.model_copy(update={"log_level": "WARNING"}))
     upgrade_database(settings)
     return settings
 
@@ -164,7 +166,7 @@ def _place(number: int) -> tuple[str, str]:
 
 
 def _watch(fleet: DemoFleet, database: Database, catalogue: CatalogueService, out: Console) -> None:
-    """Shows the progress until all runs have succeeded, or the time is over."""
+    """Shows the progress until nothing is left to do, or the time is over."""
     started = time.monotonic()
     with live_view(out) as show_moment:
         while True:
@@ -172,6 +174,6 @@ def _watch(fleet: DemoFleet, database: Database, catalogue: CatalogueService, ou
             elapsed = time.monotonic() - started
             progress = database.carry_out(read_progress())
             show_moment(Moment(elapsed, progress, catalogue.state()))
-            if progress.whole.done == progress.whole.total or elapsed > RUN_TIMEOUT:
+            if progress.is_over or elapsed > RUN_TIMEOUT:
                 return
             time.sleep(LOOK_AGAIN_AFTER)

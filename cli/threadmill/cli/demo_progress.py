@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sqlalchemy import func, select
+from sqlalchemy import Select, Table, Text, func, literal_column, select, union_all
 
 from threadmill.core.models import DeadLetter, Run, Worker, table_of
 from threadmill.core.statement import Batch, Plan, Step
@@ -16,14 +16,18 @@ _letters = table_of(DeadLetter)
 _workers = table_of(Worker)
 
 
-def _count_by_status(table: type[Run] | type[DeadLetter]) -> Step:
-    rows = table_of(table)
-    counts = select(rows.c.tenant, rows.c.status, func.count().label("number"))
-    return Step(counts.group_by(rows.c.tenant, rows.c.status), {})
+def _count_by_status(rows: Table) -> Select[tuple[object, ...]]:
+    counts: Select[tuple[object, ...]] = select(
+        literal_column(f"'{rows.name}'", Text).label("kind"),
+        rows.c.tenant,
+        rows.c.status,
+        func.count().label("number"),
+    )
+    return counts.group_by(rows.c.tenant, rows.c.status)
 
 
-_RUNS = _count_by_status(Run)
-_LETTERS = _count_by_status(DeadLetter)
+# One statement, so that runs and dead letters are seen at the same moment.
+_COUNTS = Step(union_all(_count_by_status(_runs), _count_by_status(_letters)).order_by("tenant"), {})
 _WORKERS = Step(select(func.count().label("number")).select_from(_workers), {})
 
 
@@ -62,15 +66,21 @@ class Progress:
             sum((share.letters for share in shares), Counter()),
         )
 
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is left to do, because all is well or what is not was given up."""
+        whole = self.whole
+        return not (whole.runs["pending"] or whole.runs["running"] or whole.waiting_letters)
+
 
 def read_progress() -> Plan[Progress]:
     """The plan that counts the runs and the dead letters."""
-    runs, letters = yield Batch([_RUNS, _LETTERS])
+    (rows,) = yield Batch([_COUNTS])
     shares: dict[str, Share] = {}
-    for row in sorted(runs, key=lambda row: str(row["tenant"])):
-        shares.setdefault(row["tenant"], Share(Counter(), Counter())).runs[row["status"]] = row["number"]
-    for row in letters:
-        shares[row["tenant"]].letters[row["status"]] = row["number"]
+    for row in rows:
+        share = shares.setdefault(row["tenant"], Share(Counter(), Counter()))
+        counts = share.runs if row["kind"] == _runs.name else share.letters
+        counts[row["status"]] = row["number"]
     return Progress(shares)
 
 

@@ -6,7 +6,6 @@ import datetime
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 from threadmill.dlq import DeadLetter
@@ -110,16 +109,15 @@ def _all_succeeded(evidence: Evidence) -> Check:
     if not evidence.runs:
         faults.append("the ledger holds no run")
     number = len(evidence.runs)
-    return Check("Every run is a success", f"{number - len(faults)} of {number}", tuple(faults))
+    return Check("Every run succeeded", f"{number - len(faults)} of {number}", tuple(faults))
 
 
 def _none_lost(evidence: Evidence) -> Check:
     runs = {run.id: run for run in evidence.runs}
     faults = []
-    in_ledger = finished = in_state = 0
+    finished = in_state = 0
     for question in evidence.questions:
         run = runs.get(question.run_id)
-        in_ledger += run is not None
         finished += run is not None and run.is_finished
         told = question.text in evidence.told(question.place)
         in_state += told
@@ -129,9 +127,8 @@ def _none_lost(evidence: Evidence) -> Check:
             faults.append(f"run {run.id} of {_at(run)} did not finish")
         elif not told:
             faults.append(f"run {run.id} left nothing in the state of {_at(run)}: {question.text!r}")
-    enqueued = len(evidence.questions)
-    found = f"{enqueued} enqueued, {in_ledger} in the ledger, {finished} finished, {in_state} in a state"
-    return Check("None is lost", found, tuple(faults))
+    found = f"{len(evidence.questions)} enqueued, {finished} finished, {in_state} in a state"
+    return Check("None was lost", found, tuple(faults))
 
 
 def _none_twice(evidence: Evidence) -> Check:
@@ -140,15 +137,14 @@ def _none_twice(evidence: Evidence) -> Check:
     for place, asked in evidence.questions_by_thread().items():
         told = evidence.told(place)
         turns += len(told)
-        surplus = Counter(told) - Counter(question.text for question in asked)
-        known = {question.text for question in asked}
+        due = Counter(question.text for question in asked)
         faults += [
-            f"{text!r} is {count} times too often in {'/'.join(place)}"
-            for text, count in surplus.items()
-            if text in known
+            f"{text!r} is {count} times in the state of {'/'.join(place)}, not {due[text]}"
+            for text, count in Counter(told).items()
+            if count > due[text] > 0
         ]
     found = f"{turns} turns in {len(evidence.turns)} threads, {len(faults)} doubled"
-    return Check("None is twice in a state", found, tuple(faults))
+    return Check("None is in a state twice", found, tuple(faults))
 
 
 def _in_order(evidence: Evidence) -> Check:
@@ -167,7 +163,7 @@ def _in_order(evidence: Evidence) -> Check:
         if started != sorted(started):
             faults.append(f"the runs of {'/'.join(place)} were not started in order")
     number = len(asked_by_thread)
-    return Check("Each thread is in order", f"{number} threads, {len(faults)} out of order", tuple(faults))
+    return Check("The order was kept", f"{number} threads, {len(faults)} out of order", tuple(faults))
 
 
 def _one_at_a_time(evidence: Evidence) -> Check:
@@ -178,15 +174,24 @@ def _one_at_a_time(evidence: Evidence) -> Check:
         for run in evidence.runs
         if run.attempt != recorded[run.id]
     ]
-    overlaps = 0
-    for place, attempts in _attempts_by_thread(evidence).items():
-        for before, after in pairwise(attempts):
-            if after.started_at < before.ended_at:
-                overlaps += 1
-                faults.append(f"runs {before.run_id} and {after.run_id} ran at once on {'/'.join(place)}")
+    overlaps = [
+        f"runs {before.run_id} and {after.run_id} ran at once on {'/'.join(place)}"
+        for place, attempts in _attempts_by_thread(evidence).items()
+        for before, after in _overlapping(attempts)
+    ]
     made = sum(run.attempt for run in evidence.runs)
-    found = f"{made} attempts, {overlaps} overlaps"
-    return Check("One attempt at a time on a thread", found, tuple(faults))
+    found = f"{made} attempts, {len(overlaps)} overlaps"
+    return Check("One attempt at a time", found, (*faults, *overlaps))
+
+
+def _overlapping(attempts: Sequence[Attempt]) -> Iterator[tuple[Attempt, Attempt]]:
+    """Each attempt that began before all that had begun earlier were over, with the last of those."""
+    last: Attempt | None = None
+    for attempt in attempts:
+        if last is not None and attempt.started_at < last.ended_at:
+            yield last, attempt
+        if last is None or attempt.ended_at > last.ended_at:
+            last = attempt
 
 
 def _isolated(evidence: Evidence) -> Check:
@@ -195,8 +200,8 @@ def _isolated(evidence: Evidence) -> Check:
     shared = Counter(thread_id for _, thread_id in evidence.turns)
     alike = sum(number == len(tenants) for number in shared.values())
     own, foreign = sum(s.own for s in evidence.sights), sum(s.foreign for s in evidence.sights)
-    found = f"{alike} thread ids are in all {len(tenants)}; reading all, they saw {own} own rows, {foreign} foreign"
-    return Check("No tenant sees another's threads", found, tuple(faults))
+    found = f"{own} own rows seen, {foreign} foreign; {alike} shared ids"
+    return Check("Tenants are isolated", found, tuple(faults))
 
 
 def _leaks(evidence: Evidence) -> Iterator[str]:
@@ -244,8 +249,8 @@ def _answers_right(evidence: Evidence) -> Check:
                 faults.append(f"{'/'.join(place)}: {question.text!r} cites {got} instead of {wanted}")
     number = len(evidence.questions)
     unnamed = sum(not question.modules <= set(mentioned(question.text)) for question in evidence.questions)
-    found = f"{number - len(faults)} of {number}; {unnamed} of the questions do not name their module"
-    return Check("Answers cite the right modules", found, tuple(faults))
+    found = f"{number - len(faults)} of {number}; {unnamed} did not name their module"
+    return Check("Answers are right", found, tuple(faults))
 
 
 def _attempts_by_thread(evidence: Evidence) -> dict[Place, list[Attempt]]:

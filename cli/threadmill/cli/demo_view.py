@@ -43,7 +43,7 @@ class Rate:
         self._seen.append((elapsed, done))
         while len(self._seen) > 2 and self._seen[1][0] <= elapsed - RATE_OVER:
             self._seen.popleft()
-        (since, before), _ = self._seen[0], self._seen[-1]
+        since, before = self._seen[0]
         return (done - before) / (elapsed - since) if elapsed > since else 0.0
 
 
@@ -60,8 +60,7 @@ def live_view(out: Console) -> Iterator[Callable[[Moment], None]]:
     def show(moment: Moment) -> None:
         nonlocal shown_at
         line = _line(moment, rate)
-        whole = moment.progress.whole
-        if moment.elapsed >= shown_at + LINE_EVERY or whole.done == whole.total:
+        if moment.elapsed >= shown_at + LINE_EVERY or moment.progress.is_over:
             shown_at = moment.elapsed
             out.print(line)
 
@@ -70,7 +69,7 @@ def live_view(out: Console) -> Iterator[Callable[[Moment], None]]:
 
 def verdict_view(checks: Sequence[Check], seconds: float) -> RenderableType:
     """The checks with their figures; under the table what speaks against those that do not hold."""
-    rows = table("", "what must hold", "what the ledger and the checkpoints say")
+    rows = table("", "what must hold", "found in the ledger and the checkpoints")
     faults: list[Text] = []
     for check in checks:
         mark = Text("✓", style="green") if check.holds else Text("✗", style="bold red")
@@ -84,7 +83,7 @@ def verdict_view(checks: Sequence[Check], seconds: float) -> RenderableType:
         ending = Text(f"Something promised was not so ({seconds:.0f} s).", style="bold red")
     else:
         ending = Text(f"All of it holds ({seconds:.0f} s).", style="bold green")
-    return Group(Text(), rows, *faults, ending)
+    return Group(rows, *faults, ending)
 
 
 def _picture(moment: Moment, rate: Rate) -> RenderableType:
@@ -105,14 +104,18 @@ def _picture(moment: Moment, rate: Rate) -> RenderableType:
 
 
 def _figures(share: Share) -> list[Text]:
-    waiting, parked = share.waiting_letters, share.letters["parked"]
     return [
         Text(f"{share.done}/{share.total}", style="green" if share.done == share.total else ""),
         Text(str(share.runs["running"])),
         Text(str(share.runs["pending"])),
-        Text(f"{waiting}, {parked} parked" if parked else str(waiting), style="yellow" if waiting else "dim"),
+        Text(_waiting(share), style="yellow" if share.waiting_letters else "dim"),
         Text(str(share.letters["resolved"]), style="green" if share.letters["resolved"] else "dim"),
     ]
+
+
+def _waiting(share: Share) -> str:
+    parked = share.letters["parked"]
+    return f"{share.waiting_letters} and {parked} parked" if parked else str(share.waiting_letters)
 
 
 def _catalogue_line(catalogue: CatalogueState) -> Text:
@@ -134,7 +137,7 @@ def _line(moment: Moment, rate: Rate) -> Text:
     by_tenant = ", ".join(f"{tenant} {share.done}" for tenant, share in moment.progress.shares.items())
     return Text.assemble(
         f"{moment.elapsed:5.1f} s  {whole.done:3} of {whole.total} runs ({by_tenant}), "
-        f"{rate.at(moment.elapsed, whole.done):.0f}/s  dead letters: {whole.waiting_letters} waiting, "
-        f"{whole.letters['resolved']} resolved  catalogue: ",
+        f"{rate.at(moment.elapsed, whole.done):.0f}/s  dead letters waiting: {_waiting(whole)}, "
+        f"resolved: {whole.letters['resolved']}  catalogue: ",
         _catalogue_words(moment.catalogue),
     )

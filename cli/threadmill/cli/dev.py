@@ -13,11 +13,11 @@ import typer
 from threadmill.cli.broker import broker_address, check_broker
 from threadmill.cli.database import upgrade_database
 from threadmill.cli.embedded import EmbeddedServices, write_services_file
+from threadmill.cli.graphs import require_graphs_file
 from threadmill.cli.invocation import JsonOption, invocation_of
-from threadmill.cli.output import show
+from threadmill.cli.output import note, show
 from threadmill.cli.supervisor import Child, Supervisor
 from threadmill.core.database import address
-from threadmill.core.errors import GraphConfigInvalid
 from threadmill.core.settings import Settings
 
 FLOWER_READY = "flower.ready"
@@ -43,9 +43,10 @@ def dev(
     """
     settings = invocation_of(context).settings(concurrency=concurrency, flower_port=flower_port)
     if workers:
-        _check_graphs_file(settings)
+        require_graphs_file(settings, "start with --workers 0")
     started = time.monotonic()
     folder = settings.folder.absolute()
+    note(f"starting in {folder} …")
     with EmbeddedServices(
         folder, database=not settings.database_url, broker=not settings.broker_url
     ) as services:
@@ -89,15 +90,6 @@ def _ready_lines(urls: dict[str, str], workers: int, started: float) -> list[Cal
     return [lambda: "\n".join([*(f"{name:<10}{url}" for name, url in urls.items()), last])]
 
 
-def _check_graphs_file(settings: Settings) -> None:
-    if not settings.graphs_file.exists():
-        raise GraphConfigInvalid(
-            str(settings.graphs_file.absolute()),
-            'is not there, so workers have nothing to serve; write one, such as {"graphs": {"agent": '
-            '"./agent.py:graph"}}, go to the folder that has it, or start with --workers 0',
-        )
-
-
 def _children(settings: Settings, workers: int, *, as_console: bool) -> list[Child]:
     environment = {
         "THREADMILL_FOLDER": str(settings.folder),
@@ -108,7 +100,7 @@ def _children(settings: Settings, workers: int, *, as_console: bool) -> list[Chi
         environment["THREADMILL_LOG_FORMAT"] = "console"
 
     def child(name: str, ready: str, *arguments: str) -> Child:
-        return Child(name, [sys.executable, "-m", "threadmill.cli.main", *arguments], environment, ready)
+        return Child(name, [sys.executable, "-P", "-m", "threadmill.cli.main", *arguments], environment, ready)
 
     concurrency = ["--concurrency", str(settings.concurrency)]
     return [

@@ -15,7 +15,7 @@ from threadmill.cli.extras import needs
 from threadmill.cli.invocation import AfterOption, JsonOption, LimitOption, invocation_of
 from threadmill.cli.ledger import Ledger
 from threadmill.cli.output import ago, note, show, table, text
-from threadmill.core.errors import Unavailable
+from threadmill.core.errors import GraphConfigInvalid, Unavailable
 from threadmill.core.settings import Settings
 from threadmill.core.statement import Row
 from threadmill.producers.run import timestamp
@@ -65,6 +65,16 @@ def check(context: typer.Context, as_json: JsonOption = False) -> None:
     show(as_json, [_check_document(found) for found in checks], lambda: _checks_view(checks))
     if not all(found.ok for found in checks):
         raise typer.Exit(1)
+
+
+def require_graphs_file(settings: Settings, way_out: str) -> None:
+    """Raises GraphConfigInvalid, which says what can be done, where there is no langgraph.json."""
+    if not settings.graphs_file.exists():
+        raise GraphConfigInvalid(
+            str(settings.graphs_file.absolute()),
+            "is not there, and names the graphs to serve; go to the folder that has it, write one, such as "
+            f'{{"graphs": {{"agent": "./agent.py:graph"}}}}, or {way_out}',
+        )
 
 
 def _registry_if_any(settings: Settings) -> Registry | None:

@@ -11,8 +11,15 @@ from threadmill.cli import database, dead_letters, graphs, runs, threads
 from threadmill.cli.dev import dev
 from threadmill.cli.doctor import doctor
 from threadmill.cli.enqueue import enqueue
+from threadmill.cli.extras import needs
 from threadmill.cli.flower import flower
-from threadmill.cli.invocation import FolderOption, Invocation, VersionOption, invocation_of
+from threadmill.cli.invocation import (
+    FolderOption,
+    Invocation,
+    JsonOption,
+    VersionOption,
+    invocation_of,
+)
 from threadmill.cli.output import report
 from threadmill.cli.worker import worker
 from threadmill.core.errors import ThreadmillError
@@ -45,7 +52,16 @@ def root(context: typer.Context, folder: FolderOption = None, version: VersionOp
     context.obj = Invocation(folder)
 
 
+def demo(context: typer.Context, as_json: JsonOption = False) -> None:
+    """Run three tenants' 300 questions through a fleet of its own, with a dependency that fails."""
+    settings = invocation_of(context).settings()
+    with needs("dev"):
+        from threadmill.cli.demo import run_demo  # noqa: PLC0415
+    raise typer.Exit(run_demo(settings.folder, json=as_json))
+
+
 for command, example in (
+    (demo, "threadmill demo"),
     (dev, "threadmill dev --workers 2"),
     (worker, "threadmill worker --concurrency 200"),
     (flower, "threadmill flower --port 5556"),

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,6 +13,7 @@ import typer
 
 from threadmill.cli.broker import check_broker
 from threadmill.cli.extras import needs
+from threadmill.cli.graphs import require_graphs_file
 from threadmill.cli.invocation import JsonOption, invocation_of
 from threadmill.cli.output import show
 from threadmill.core.database import check_revision, connect
@@ -41,11 +46,27 @@ def worker(
     with needs("worker"):
         from threadmill.graphs import Registry  # noqa: PLC0415
         from threadmill.workers.worker import run_worker  # noqa: PLC0415
+    require_graphs_file(settings, "name another with --graphs")
     # Celery would log these as its own failures, with tracebacks, or wait for the broker without end.
     Registry.read(settings.graphs_file)
     with connect(settings) as connection:
         check_revision(connection, settings)
     check_broker(settings)
-    status = run_worker(settings, pool)
+    with _nothing_on_stdout() if as_json else nullcontext():
+        status = run_worker(settings, pool)
     show(as_json, {"status": "stopped", "exit_status": status})
     raise typer.Exit(status)
+
+
+@contextmanager
+def _nothing_on_stdout() -> Iterator[None]:
+    """What Celery and the graphs print goes to stderr: by its number, as Celery keeps the stream itself."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)

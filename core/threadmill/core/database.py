@@ -19,7 +19,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolTimeout
 
-from threadmill.core.errors import DatabaseNotMigrated, DatabaseUnavailable
+from threadmill.core.errors import DatabaseNotMigrated, DatabaseUnavailable, SettingsInvalid
 from threadmill.core.models import SCHEMA
 from threadmill.core.revision import REVISION, REVISION_TABLE
 from threadmill.core.settings import Settings
@@ -62,8 +62,16 @@ def connection_info(settings: Settings, *, role: str | None = FLEET_ROLE) -> str
 
 
 def _libpq_url(url: str) -> str:
+    """The URL without SQLAlchemy's driver. Raises SettingsInvalid for what libpq does not understand."""
     scheme, separator, rest = url.partition("://")
-    return f"{scheme.partition('+')[0]}{separator}{rest}"
+    found = f"{scheme.partition('+')[0]}{separator}{rest}"
+    try:
+        conninfo_to_dict(found)
+    except psycopg.ProgrammingError:  # its text may hold the password
+        raise SettingsInvalid(
+            ["database_url: is no URL like postgresql://user:password@host:port/database"]
+        ) from None
+    return found
 
 
 def connect(settings: Settings, *, role: str | None = FLEET_ROLE) -> psycopg.Connection[DictRow]:
@@ -79,7 +87,9 @@ def connect(settings: Settings, *, role: str | None = FLEET_ROLE) -> psycopg.Con
 
 def _named(error: Exception, settings: Settings) -> Exception:
     """The error of Threadmill's own for what psycopg raised on connecting."""
-    reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+    # libpq's hints stand indented below what happened.
+    lines = [line for line in str(error).splitlines() if line.strip() and not line[0].isspace()]
+    reason = lines[-1] if lines else type(error).__name__
     where = address(settings.database_url)
     if f'role "{FLEET_ROLE}" does not exist' in str(error) or '"role"' in reason:
         return DatabaseNotMigrated(where, None, REVISION)

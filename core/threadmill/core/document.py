@@ -9,8 +9,8 @@ from typing import Any
 from threadmill.core.errors import InvalidInput
 
 MAX_DEPTH = 200
-# The whole numbers that msgpack has, in which LangGraph keeps a state.
-WHOLE_NUMBERS = range(-(2**63), 2**64)
+# The whole numbers of msgpack, in which LangGraph keeps a state.
+SMALLEST, LARGEST = -(2**63), 2**64 - 1
 
 
 def to_json(field: str, value: Any, *, max_bytes: int | None = None) -> str:
@@ -36,7 +36,7 @@ def _check(field: str, path: str, value: Any, depth: int) -> None:
         case None | bool():
             pass
         case int():
-            if value not in WHOLE_NUMBERS:
+            if not SMALLEST <= value <= LARGEST:
                 raise InvalidInput(field, path, "a whole number beyond 64 bits, which LangGraph cannot keep")
         case str():
             _check_text(field, path, value)

@@ -25,6 +25,7 @@
     │   └── GraphLoadFailed           a graph that it names cannot be loaded
     ├── SettingsInvalid               a setting has an impossible value
     ├── ExtraMissing                  what is asked for needs an optional part that is not installed
+    ├── MigrationFailed               the database refused to change its tables, or knows no such revision
     ├── FolderInUse                   another process runs the embedded services of the folder
     ├── ProcessEnded                  a process that a command started and needs ended by itself
     └── Unavailable                   something that Threadmill stands on does not answer
@@ -300,6 +301,17 @@ class ExtraMissing(ThreadmillError):
 
     def __str__(self) -> str:
         return f'this needs `pip install "threadmill[{self.extra}]"` ({self.module} is not installed)'
+
+
+class MigrationFailed(ThreadmillError):
+    """The tables could not be looked at or brought to another revision; they are as they were."""
+
+    def __init__(self, address: str, reason: str) -> None:
+        super().__init__(address, reason)
+        self.address, self.reason = address, reason
+
+    def __str__(self) -> str:
+        return f"cannot migrate the database at {self.address}: {self.reason}"
 
 
 class FolderInUse(ThreadmillError):

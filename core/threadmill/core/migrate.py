@@ -10,11 +10,14 @@ import sqlalchemy
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
+from alembic.util import CommandError
 from psycopg.rows import tuple_row
 from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
-from threadmill.core.database import connect
+from threadmill.core.database import address, connect
+from threadmill.core.errors import MigrationFailed
 from threadmill.core.models import SCHEMA
 from threadmill.core.revision import REVISION_TABLE
 from threadmill.core.settings import Settings
@@ -31,7 +34,7 @@ def config() -> Config:
 def owner_connection(settings: Settings) -> Iterator[Connection]:
     """A SQLAlchemy connection as the role that logs in, which will own the tables.
 
-    Raises DatabaseUnavailable.
+    Raises DatabaseUnavailable, and MigrationFailed for what goes wrong inside.
     """
 
     def creator() -> object:
@@ -43,12 +46,21 @@ def owner_connection(settings: Settings) -> Iterator[Connection]:
         return connection
 
     engine = sqlalchemy.create_engine("postgresql+psycopg://", creator=creator, poolclass=NullPool)
-    with engine.connect() as connection:
-        yield connection
+    try:
+        with engine.connect() as connection:
+            yield connection
+    except CommandError as error:
+        raise MigrationFailed(address(settings.database_url), str(error)) from error
+    except DBAPIError as error:
+        reason = str(error.orig).partition("\n")[0]
+        raise MigrationFailed(address(settings.database_url), reason) from error
 
 
 def upgrade(settings: Settings, revision: str = "head") -> None:
-    """Brings the ledger's tables, roles and policies up to a revision. Raises DatabaseUnavailable."""
+    """Brings the ledger's tables, roles and policies up to a revision.
+
+    Raises DatabaseUnavailable and MigrationFailed.
+    """
     with owner_connection(settings) as connection:
         # Two that migrate at once take turns; the second finds nothing to do.
         connection.exec_driver_sql(f"select pg_advisory_lock(hashtext('{SCHEMA}.migrate'))")
@@ -61,7 +73,10 @@ def upgrade(settings: Settings, revision: str = "head") -> None:
 
 
 def downgrade(settings: Settings, revision: str) -> None:
-    """Takes the ledger down to a revision; `base` removes its tables. Raises DatabaseUnavailable."""
+    """Takes the ledger down to a revision; `base` removes its tables.
+
+    Raises DatabaseUnavailable and MigrationFailed.
+    """
     with owner_connection(settings) as connection:
         alembic = config()
         alembic.attributes["connection"] = connection
@@ -70,7 +85,10 @@ def downgrade(settings: Settings, revision: str) -> None:
 
 
 def current(settings: Settings) -> str | None:
-    """The revision the database is at; None before the first upgrade. Raises DatabaseUnavailable."""
+    """The revision the database is at; None before the first upgrade.
+
+    Raises DatabaseUnavailable and MigrationFailed.
+    """
     with owner_connection(settings) as connection:
         context = MigrationContext.configure(
             connection, opts={"version_table": REVISION_TABLE, "version_table_schema": SCHEMA}

@@ -116,6 +116,9 @@ def check_request(
         raise InvalidOption("command", "…", "give either input or command, not both")
     _check_command(command)
     _check_config(config)
+    for name, value in (("context", context), ("metadata", metadata)):
+        if value is not None:
+            _check_mapping(name, value)
     _check_choice("durability", durability, (None, *get_args(Durability)))
     _check_choice("multitask_strategy", multitask_strategy, get_args(MultitaskStrategy))
     _check_number("priority", priority, -MAX_PRIORITY, MAX_PRIORITY)
@@ -185,9 +188,9 @@ def _check_config(config: Mapping[str, Any] | None) -> None:
     if unknown := sorted(set(config) - CONFIG_KEYS):
         raise InvalidInput("config", f".{unknown[0]}", f"unknown; known are {', '.join(sorted(CONFIG_KEYS))}")
     for name in ("configurable", "metadata"):
-        part = config.get(name)
-        if part is None:
+        if name not in config:
             continue
+        part = config[name]
         _check_mapping(f"config.{name}", part)
         for key in part:
             if key in RESERVED_KEYS or str(key).startswith("__"):

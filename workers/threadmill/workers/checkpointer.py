@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from langchain_core.runnables import RunnableConfig
-from langgraph.checkpoint.base import ChannelVersions, Checkpoint, CheckpointMetadata, CheckpointTuple
+from langgraph.checkpoint.base import (
+    ChannelVersions,
+    Checkpoint,
+    CheckpointMetadata,
+    CheckpointTuple,
+    get_checkpoint_id,
+)
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from psycopg import AsyncCursor
@@ -92,7 +99,9 @@ class BoundSaver(AsyncPostgresSaver):
         limit: int | None = None,
     ) -> AsyncIterator[CheckpointTuple]:
         keyed = None if config is None else self._keyed(config)
-        async for item in super().alist(keyed, filter=filter, before=before, limit=limit):
+        found = super().alist(keyed, filter=filter, before=before, limit=limit)
+        # All at once: between two items the stock saver keeps its connection, for as long as the caller likes.
+        for item in [item async for item in found]:
             yield item
 
     async def aput(
@@ -122,17 +131,22 @@ class BoundSaver(AsyncPostgresSaver):
         await super().adelete_thread(keyed["configurable"]["thread_id"])
 
     async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
-        keys = [
-            self._writable({"configurable": {"thread_id": thread_id}})["configurable"]["thread_id"]
-            for thread_id in thread_ids
-        ]
-        self._pruning = True
-        try:
-            await super().aprune(keys, strategy=strategy)
-        finally:
-            self._pruning = False
+        """Raises NotImplementedError with a lease: pruning opens transactions of its own, unfenced."""
+        if self._lease is not None:
+            raise NotImplementedError("an attempt does not prune; only a saver without a lease does")
+        if isinstance(thread_ids, str):
+            raise TypeError("thread_ids must be a sequence of thread ids, not a string")
+        # A copy, so that what else this saver is doing keeps its own transactions.
+        pruner = copy.copy(self)
+        pruner._pruning = True
+        await super(BoundSaver, pruner).aprune([self._key(id_) for id_ in thread_ids], strategy=strategy)
 
     async def aget_delta_channel_history(self, *, config: RunnableConfig, channels: Sequence[str]) -> Any:
+        if not get_checkpoint_id(config):  # the stock saver would look for the newest by the keyed config
+            newest = await self.aget_tuple(config)
+            if newest is None:
+                return {channel: {"writes": []} for channel in channels}
+            config = newest.config
         return await super().aget_delta_channel_history(config=self._keyed(config), channels=channels)
 
     async def _load_checkpoint_tuple(self, value: DictRow) -> CheckpointTuple:

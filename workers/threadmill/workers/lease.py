@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import NamedTuple
 
 import psycopg
+from psycopg.pq import PipelineStatus
 from psycopg.rows import DictRow
 from psycopg_pool import AsyncConnectionPool
 
@@ -39,8 +40,8 @@ async def bound_connection(
     """A connection in pipeline mode, in one transaction bound to the tenant and, given a lease, fenced.
 
     All statements of the block go out together and are committed at its end, in one round trip if none of
-    them is waited for. The fence's row lock lasts until then, so what takes the run away waits for the write.
-    Raises LeaseLost, with nothing written.
+    them is waited for; a block that raises commits none. The fence's row lock lasts until then, so what takes
+    the run away waits for the write. Raises LeaseLost, with nothing written.
     """
     async with pool.connection() as connection:
         try:
@@ -50,11 +51,22 @@ async def bound_connection(
                     await connection.execute(_BIND, (tenant,))
                 else:
                     await connection.execute(_BIND_AND_FENCE, (tenant, lease.run_id, lease.attempt))
-                yield connection
+                try:
+                    yield connection
+                except BaseException:
+                    await _undo(connection)
+                    raise
         except psycopg.Error as error:
             if error.sqlstate == FENCED and lease is not None:
                 raise LeaseLost(str(lease.run_id), lease.attempt) from None
             raise
+
+
+async def _undo(connection: psycopg.AsyncConnection[DictRow]) -> None:
+    """Takes back what the pipeline has sent, which its end would commit even where the block raised."""
+    if connection.info.pipeline_status == PipelineStatus.ON:  # else Postgres has refused it already
+        with suppress(psycopg.OperationalError):  # without a connection there is nothing to commit
+            await connection.execute("rollback")
 
 
 @asynccontextmanager

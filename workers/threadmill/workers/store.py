@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from langgraph.store.base import (
     BaseStore,
@@ -63,7 +63,15 @@ class BoundStore(BaseStore):
         self._loop = asyncio.get_running_loop()
 
     def batch(self, ops: Iterable[Op]) -> list[Result]:
-        """For nodes that are plain functions, which LangGraph runs in threads beside the loop."""
+        """For nodes that are plain functions, which LangGraph runs in threads beside the loop.
+
+        Raises InvalidStateError on the loop itself, where waiting would stop every run of the process.
+        """
+        with suppress(RuntimeError):  # no loop runs in this thread
+            if asyncio.get_running_loop() is self._loop:
+                raise asyncio.InvalidStateError(
+                    "an async node must await the store's async methods: aput, aget, asearch, …"
+                )
         return asyncio.run_coroutine_threadsafe(self.abatch(ops), self._loop).result()
 
     async def abatch(self, ops: Iterable[Op]) -> list[Result]:
@@ -82,8 +90,9 @@ class BoundStore(BaseStore):
                 return self._labelled_listing(op)
 
     def _labelled_listing(self, op: ListNamespacesOp) -> ListNamespacesOp:
+        # A suffix has something before it, so that its wildcards do not take the label for the caller's.
         conditions = [
-            c._replace(path=(self._label, *c.path)) if c.match_type == "prefix" else c
+            c._replace(path=(self._label if c.match_type == "prefix" else "*", *c.path))
             for c in op.match_conditions or ()
         ]
         own = MatchCondition(match_type="prefix", path=(self._label,))

@@ -70,7 +70,10 @@ def lane_is_free() -> ColumnElement[bool]:
             THREADS.c.thread_id == RUNS.c.thread_id,
             or_(
                 THREADS.c.held_by.is_(null()),
-                THREADS.c.held_by.in_(select(LETTERS.c.id).where(LETTERS.c.run_id == RUNS.c.id)),
+                THREADS.c.held_by.in_(
+                    # Correlated by hand: two levels up, SQLAlchemy would look at every run there is instead.
+                    select(LETTERS.c.id).where(LETTERS.c.run_id == RUNS.c.id).correlate(RUNS)
+                ),
             ),
         )
     )

@@ -6,7 +6,7 @@ import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
@@ -34,6 +34,8 @@ class LocalWorker:
         self._settings = settings
         self._app = create_celery_app(settings)
         self._listener: threading.Thread | None = None
+        self._answers: list[Future[str]] = []
+        self._stopped = False
         self.runtime = Runtime(settings)
         self.runtime.start()
 
@@ -57,7 +59,9 @@ class LocalWorker:
         self._listener.start()
 
     def _execute(self, args: list[str]) -> Future[str]:
-        return self.runtime.submit(self.runtime.execute(Bell(uuid.UUID(args[0]), *args[1:])))
+        answer = self.runtime.submit(self.runtime.execute(Bell(uuid.UUID(args[0]), *args[1:])))
+        self._answers.append(answer)
+        return answer
 
     def _listen(self) -> None:
         with self._queue() as bells:
@@ -74,21 +78,27 @@ class LocalWorker:
             yield bells
 
     def stop(self) -> None:
+        if self._stopped:
+            return
+        self._stopped = True
         if self._listener is not None:
             with self._queue() as bells:
                 bells.put(None)
             self._listener.join()
+        wait(self._answers, timeout=20)
         self.runtime.stop()
 
 
 @pytest.fixture
 def start_local(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., LocalWorker]]:
-    """Starts workers in this process; they sweep ten times a second, and are stopped at the end."""
+    """Starts workers in this process, quick to sweep; they are stopped at the end of the test."""
     monkeypatch.setattr(sys, "path", sys.path.copy())
     workers: list[LocalWorker] = []
 
     def start(**overrides: Any) -> LocalWorker:
-        worker = LocalWorker(settings.model_copy(update={"sweep_interval": 0.1, **overrides}))
+        worker = LocalWorker(
+            settings.model_copy(update={"sweep_interval": 0.1, "ring_again_after": 0.5, **overrides})
+        )
         workers.append(worker)
         return worker
 

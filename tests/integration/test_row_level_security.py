@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as options
 from hypothesis import strategies as st
+from psycopg.conninfo import make_conninfo
 from psycopg.errors import InsufficientPrivilege
 
 from threadmill.core.database import FLEET_ROLE, TENANT_ROLE, connect
@@ -123,6 +124,30 @@ def test_the_tenant_bound_role_cannot_go_up_again_by_membership(admin: Connectio
         (TENANT_ROLE, TENANT_ROLE),
     ).fetchall()
     assert members == []
+
+
+def test_a_login_that_is_only_a_member_of_the_fleet_cannot_get_round_it(
+    rows: None, settings: Settings, admin: Connection
+) -> None:
+    login = f"{settings.queue}_app"
+    admin.execute(f"create role {login} login password 'app' in role {FLEET_ROLE}")
+    try:
+        url = make_conninfo(settings.database_url, user=login, password="app")
+        with connect(settings.model_copy(update={"database_url": url})) as connection:
+            for way_out in (
+                f"set role {admin.info.user}",
+                f"set session authorization {admin.info.user}",
+                "set row_security to off; select from checkpoints",
+                "alter table checkpoints disable row level security",
+                f"alter role {FLEET_ROLE} bypassrls",
+            ):
+                with pytest.raises(InsufficientPrivilege):
+                    connection.execute(way_out)
+            for role in (FLEET_ROLE, "none"):
+                connection.execute(f"set role {role}")
+                assert [count(connection, table) for table in LANGGRAPH_TABLES] == [0, 0, 0, 0]
+    finally:
+        admin.execute(f"drop role {login}")
 
 
 def test_every_table_that_holds_a_tenants_data_has_row_level_security(admin: Connection) -> None:

@@ -55,7 +55,11 @@ def command(**fields: Any) -> dict[str, Any]:
         ({"context": [1]}, InvalidInput, "context: must be an object, not list"),
         ({"config": []}, InvalidInput, "config: must be an object, not list"),
         ({"config": {"confgurable": {}}}, InvalidInput, "config.confgurable: unknown; known are config"),
-        ({"config": {"configurable": None}}, InvalidInput, "config.configurable: must be an object, not None"),
+        (
+            {"config": {"configurable": None}},
+            InvalidInput,
+            "config.configurable: must be an object, not None",
+        ),
         ({"config": {"metadata": "x"}}, InvalidInput, "config.metadata: must be an object, not str"),
         ({"config": {"configurable": {1: 2}}}, InvalidInput, "config.configurable: the key 1 is int"),
         (command(), InvalidInput, "command: is empty"),
@@ -67,7 +71,11 @@ def command(**fields: Any) -> dict[str, Any]:
         ({"graph": ""}, InvalidOption, "graph='': must be the name"),
         ({"graph": 7}, InvalidOption, "graph=7: must be the name"),
         ({"deadline": PAST}, InvalidOption, "deadline='1999-01-01T00:00:00+00:00': lies in the past"),
-        ({"deadline": LATER, "run_at": LATER}, InvalidOption, "deadline='2999-01-01T00:00:00+00:00': lies bef"),
+        (
+            {"deadline": LATER, "run_at": LATER},
+            InvalidOption,
+            "deadline='2999-01-01T00:00:00+00:00': lies bef",
+        ),
         ({"deadline": NAIVE}, InvalidOption, "deadline='2999-01-01T00:00:00': has no time zone"),
         ({"run_at": NAIVE}, InvalidOption, "run_at='2999-01-01T00:00:00': has no time zone"),
         ({"run_at": "2999-01-01"}, InvalidOption, "run_at='2999-01-01': must be a datetime"),
@@ -76,7 +84,11 @@ def command(**fields: Any) -> dict[str, Any]:
         ({"priority": True}, InvalidOption, "priority=True: must be a whole number"),
         ({"priority": 1.0}, InvalidOption, "priority=1.0: must be a whole number"),
         ({"max_attempts": 0}, InvalidOption, "max_attempts=0: must be a whole number from 1 to 100"),
-        ({"durability": "sometimes"}, InvalidOption, "durability='sometimes': must be one of sync, async, exit"),
+        (
+            {"durability": "sometimes"},
+            InvalidOption,
+            "durability='sometimes': must be one of sync, async, exit",
+        ),
         ({"durability": []}, InvalidOption, "durability=[]: must be one of"),
         ({"multitask_strategy": "rollback"}, InvalidOption, "multitask_strategy='rollback': must be one of"),
         ({"multitask_strategy": None}, InvalidOption, "multitask_strategy=None: must be one of"),
@@ -202,7 +214,9 @@ def test_a_record_is_one_json_object_that_holds_everything() -> None:
         "multitask_strategy": "reject",
         "durability": "sync",
     }
-    assert json.loads(check(max_attempts=7).record(0, first=True, default_max_attempts=5))["max_attempts"] == 7
+    assert (
+        json.loads(check(max_attempts=7).record(0, first=True, default_max_attempts=5))["max_attempts"] == 7
+    )
 
 
 def test_the_payload_is_what_the_run_would_do() -> None:

@@ -78,7 +78,9 @@ def test_the_four_mebibytes_and_five_seconds_of_the_promises_are_the_defaults() 
 
 
 def test_the_services_of_a_running_dev_stand_in_for_what_is_not_set(tmp_path: Path) -> None:
-    offer(tmp_path / ".threadmill", pid=os.getpid(), database_url="postgresql://dev", broker_url="redis://dev")
+    offer(
+        tmp_path / ".threadmill", pid=os.getpid(), database_url="postgresql://dev", broker_url="redis://dev"
+    )
 
     both = Settings().located()
     own_database = Settings(database_url=OURS).located()

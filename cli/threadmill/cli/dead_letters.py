@@ -19,7 +19,19 @@ from threadmill.cli.invocation import (
     ThreadOption,
     invocation_of,
 )
-from threadmill.cli.output import ago, coloured, facts, headline, moment, note, report, show, table, text
+from threadmill.cli.output import (
+    Cells,
+    ago,
+    coloured,
+    facts,
+    headline,
+    listing,
+    moment,
+    note,
+    report,
+    show,
+    text,
+)
 from threadmill.cli.runs import error_view
 from threadmill.core.errors import Conflict, NotFound
 from threadmill.dlq import DeadLetter, Desk, ReplayWorker
@@ -120,26 +132,26 @@ def _changed_view(letters: list[DeadLetter]) -> RenderableType:
 
 
 def _letters_table(letters: list[DeadLetter]) -> RenderableType:
-    if not letters:
-        return Text("no dead letters", style="dim")
-    made = table(
-        "id", "tenant", "thread", "graph", "status", "reason", "replays", "next", "created", "error",
-        fixed=("id",),
-    )  # fmt: skip
-    for letter in letters:
-        made.add_row(
-            letter.id,
-            text(letter.tenant),
-            text(letter.thread_id),
-            text(letter.graph),
-            coloured(letter.status),
-            text(letter.reason),
-            str(letter.replays),
-            ago(letter.next_replay_at) if letter.status == "waiting" else "",
-            ago(letter.created_at),
-            headline(f"{letter.error.type}: {letter.error.message}"),
-        )
-    return made
+    rows: list[Cells] = [
+        {
+            "id": letter.id,
+            "tenant": text(letter.tenant),
+            "thread": text(letter.thread_id),
+            "graph": text(letter.graph),
+            "status": coloured(letter.status),
+            "reason": text(letter.reason),
+            "replays": str(letter.replays),
+            "next": ago(letter.next_replay_at) if letter.status == "waiting" else "",
+            "created": ago(letter.created_at),
+            "error": headline(f"{letter.error.type}: {letter.error.message}"),
+        }
+        for letter in letters
+    ]
+    return listing(
+        rows,
+        elastic=("tenant", "thread", "graph", "reason", "error"),
+        expendable=("created", "reason", "replays", "next", "error"),
+    )
 
 
 def _letter_view(letter: DeadLetter) -> RenderableType:

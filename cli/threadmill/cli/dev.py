@@ -15,12 +15,14 @@ from threadmill.cli.database import upgrade_database
 from threadmill.cli.embedded import EmbeddedServices, write_services_file
 from threadmill.cli.graphs import require_graphs_file
 from threadmill.cli.invocation import JsonOption, invocation_of
-from threadmill.cli.output import note, show
+from threadmill.cli.output import console, note, show
 from threadmill.cli.supervisor import Child, Supervisor
+from threadmill.core.celery_app import create_celery_app
 from threadmill.core.database import address
 from threadmill.core.settings import Settings
 
 FLOWER_READY = "flower.ready"
+EVENTS_TIMEOUT = 2.0
 _URL = re.compile(r"http://[^\s\"']+")
 
 
@@ -72,6 +74,7 @@ def _supervise(settings: Settings, workers: int, urls: dict[str, str], started: 
     lines = _FlowerLines(sys.stderr if as_json else sys.stdout)
 
     def ready() -> None:
+        _let_flower_see_runs(settings, workers)
         found = {**urls, "flower": lines.url}
         document = {f"{name}_url": url for name, url in found.items()}
         show(
@@ -82,6 +85,14 @@ def _supervise(settings: Settings, workers: int, urls: dict[str, str], started: 
 
     children = _children(settings, workers, as_console=not as_json and sys.stdout.isatty())
     return Supervisor(children, on_ready=ready, output=cast(TextIO, lines)).run()
+
+
+def _let_flower_see_runs(settings: Settings, workers: int) -> None:
+    """Switches task events on in the workers: Flower does within seconds, and misses what runs before."""
+    if workers:
+        app = create_celery_app(settings)
+        app.control.enable_events(reply=True, limit=workers, timeout=EVENTS_TIMEOUT)
+        app.close()
 
 
 def _ready_lines(urls: dict[str, str], workers: int, started: float) -> list[Callable[[], str]]:
@@ -96,11 +107,15 @@ def _children(settings: Settings, workers: int, *, as_console: bool) -> list[Chi
         "THREADMILL_DATABASE_URL": settings.database_url,
         "THREADMILL_BROKER_URL": settings.broker_url,
     }
+    if settings.log_level in ("WARNING", "ERROR"):  # that a process is ready is told at INFO
+        environment["THREADMILL_LOG_LEVEL"] = "INFO"
     if as_console and settings.log_format == "auto":  # to the children their pipe to us is no terminal
         environment["THREADMILL_LOG_FORMAT"] = "console"
 
     def child(name: str, ready: str, *arguments: str) -> Child:
-        return Child(name, [sys.executable, "-P", "-m", "threadmill.cli.main", *arguments], environment, ready)
+        return Child(
+            name, [sys.executable, "-P", "-m", "threadmill.cli.main", *arguments], environment, ready
+        )
 
     concurrency = ["--concurrency", str(settings.concurrency)]
     return [
@@ -133,4 +148,5 @@ class _FlowerLines:
         self._stream.flush()
 
     def isatty(self) -> bool:
-        return self._stream.isatty()
+        """Whether the lines may have colours."""
+        return self._stream.isatty() and not console().no_color

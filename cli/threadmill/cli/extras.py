@@ -14,7 +14,7 @@ def needs(extra: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        module = error.name or ""
-        if module.partition(".")[0] == "threadmill":
+        module = (error.name or "").partition(".")[0]
+        if module == "threadmill":
             raise
         raise ExtraMissing(extra, module) from None

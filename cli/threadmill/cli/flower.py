@@ -48,6 +48,8 @@ def flower(
         loop = app.io_loop.asyncio_loop
         for signum in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(signum, app.stop)
+        # Flower's own timer fires for the first time after five seconds, and what runs before is not shown.
+        app.io_loop.add_callback(app.events.on_enable_events)
         _log.info("flower.ready", url=url)
         show(as_json, {"url": url})
         app.start()

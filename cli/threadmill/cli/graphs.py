@@ -14,8 +14,9 @@ from rich.text import Text
 from threadmill.cli.extras import needs
 from threadmill.cli.invocation import AfterOption, JsonOption, LimitOption, invocation_of
 from threadmill.cli.ledger import Ledger
-from threadmill.cli.output import ago, note, show, table, text
+from threadmill.cli.output import Cells, ago, listing, note, show, text
 from threadmill.core.errors import GraphConfigInvalid, Unavailable
+from threadmill.core.policy import GraphPolicy
 from threadmill.core.settings import Settings
 from threadmill.core.statement import Row
 from threadmill.producers.run import timestamp
@@ -103,20 +104,28 @@ def _document(name: str, registry: Registry | None, announced: Row | None) -> di
 
 
 def _graphs_table(graphs: list[dict[str, Any]], announced: dict[str, Row]) -> RenderableType:
-    if not graphs:
-        return Text("no graphs", style="dim")
-    made = table("graph", "langgraph.json", "announced", "version", "policy")
-    for graph in graphs:
-        row = announced.get(graph["name"])
-        policy = ", ".join(f"{key}={value}" for key, value in graph["policy"].items() if value is not None)
-        made.add_row(
-            text(graph["name"], style="bold"),
-            text(graph["location"]) if graph["location"] else Text("not here", style="dim"),
-            text(ago(row["announced_at"]), style="green") if row else Text("no", style="yellow"),
-            text(graph["version"]),
-            text(policy, style="dim"),
-        )
-    return made
+    rows: list[Cells] = [
+        {
+            "graph": text(graph["name"], style="bold"),
+            "langgraph.json": text(graph["location"]) if graph["location"] else Text("not here", style="dim"),
+            "announced": _announced(announced.get(graph["name"])),
+            "version": text(graph["version"]),
+            "policy": _policy(graph["policy"]),
+        }
+        for graph in graphs
+    ]
+    return listing(rows, elastic=("graph", "langgraph.json", "policy"), expendable=("policy", "version"))
+
+
+def _announced(row: Row | None) -> Text:
+    return text(ago(row["announced_at"]), style="green") if row else Text("no", style="yellow")
+
+
+def _policy(policy: dict[str, Any]) -> Text:
+    """What the graph's owner decided otherwise than the defaults."""
+    defaults = GraphPolicy().model_dump(mode="json")
+    own = {key: value for key, value in policy.items() if value != defaults.get(key)}
+    return text(", ".join(f"{key}={value}" for key, value in own.items()), style="dim")
 
 
 def _check_document(found: GraphCheck) -> dict[str, Any]:

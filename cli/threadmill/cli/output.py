@@ -6,10 +6,11 @@ import datetime
 import json
 import sys
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console, RenderableType
 from rich.highlighter import JSONHighlighter
 from rich.table import Table
@@ -44,6 +45,13 @@ STATUS_STYLES = {
 
 # Wider than any table: what is no terminal cuts nothing off and wraps nothing.
 UNBOUND_WIDTH = 10_000
+
+# What a column that may be folded is given at least, and the blanks between two columns.
+ELASTIC_WIDTH = 12
+GAP = 2
+
+# A row of a list: what stands in each column, by the column's name.
+Cells = Mapping[str, Text | str]
 
 SPANS = ((86400, "d", 2), (3600, "h", 2), (60, "min", 2), (1, "s", 0))
 
@@ -101,7 +109,7 @@ def coloured(word: str) -> Text:
 def headline(message: str) -> Text:
     """The first line of an error's text, short enough for a table."""
     line = message.strip().partition("\n")[0]
-    return text(line if len(line) <= 80 else line[:79] + "…")
+    return Text(clean(line if len(line) <= 80 else line[:79] + "…"), no_wrap=True, overflow="ellipsis")
 
 
 def pretty(value: Any) -> Text:
@@ -109,11 +117,33 @@ def pretty(value: Any) -> Text:
     return JSONHighlighter()(clean(json.dumps(value, ensure_ascii=False, indent=2)))
 
 
-def table(*columns: str, fixed: tuple[str, ...] = ()) -> Table:
-    """An empty table. The fixed columns, ids for copying, keep their width on a narrow terminal."""
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+def table(*columns: str, fixed: Sequence[str] = ()) -> Table:
+    """An empty table. The fixed columns are not folded on a narrow terminal."""
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, header_style="bold")
     for column in columns:
-        made.add_column(column, no_wrap=column in fixed, overflow="ignore" if column in fixed else "fold")
+        made.add_column(column, no_wrap=column in fixed, overflow="fold")
+    return made
+
+
+def listing(
+    rows: Sequence[Cells], *, elastic: Sequence[str], expendable: Sequence[str] = ()
+) -> RenderableType:
+    """A table of rows that all have the same columns.
+
+    Where the terminal is too narrow, the expendable columns are left out, one after the other, and then the
+    elastic ones are folded. The others, ids for copying and single words, keep their width.
+    """
+    if not rows:
+        return Text("none", style="dim")
+    widths = {name: max(len(name), *(cell_len(str(row[name])) for row in rows)) for name in rows[0]}
+    for name in elastic:
+        widths[name] = min(widths[name], ELASTIC_WIDTH)
+    for name in expendable:
+        if sum(width + GAP for width in widths.values()) > console().width + GAP:
+            del widths[name]
+    made = table(*widths, fixed=[name for name in widths if name not in elastic])
+    for row in rows:
+        made.add_row(*(row[name] for name in widths))
     return made
 
 

@@ -20,15 +20,16 @@ from threadmill.cli.invocation import (
 )
 from threadmill.cli.ledger import Ledger
 from threadmill.cli.output import (
+    Cells,
     ago,
     coloured,
     facts,
     headline,
+    listing,
     moment,
     note,
     pretty,
     show,
-    table,
     text,
     took,
 )
@@ -97,24 +98,23 @@ def cancel(
 
 def runs_table(runs: list[Run]) -> RenderableType:
     """The runs, one a line."""
-    if not runs:
-        return Text("no runs", style="dim")
-    made = table(
-        "id", "tenant", "thread", "graph", "status", "seq", "created", "took", "error", fixed=("id",)
+    rows: list[Cells] = [
+        {
+            "id": run.id,
+            "tenant": text(run.tenant),
+            "thread": text(run.thread_id),
+            "graph": text(run.graph),
+            "status": coloured(run.status),
+            "seq": str(run.seq),
+            "created": ago(run.created_at),
+            "took": took(run.started_at, run.finished_at),
+            "error": headline(f"{run.error.type}: {run.error.message}") if run.error else "",
+        }
+        for run in runs
+    ]
+    return listing(
+        rows, elastic=("tenant", "thread", "graph", "error"), expendable=("took", "seq", "created", "error")
     )
-    for run in runs:
-        made.add_row(
-            run.id,
-            text(run.tenant),
-            text(run.thread_id),
-            text(run.graph),
-            coloured(run.status),
-            str(run.seq),
-            ago(run.created_at),
-            took(run.started_at, run.finished_at),
-            headline(f"{run.error.type}: {run.error.message}") if run.error else "",
-        )
-    return made
 
 
 def run_view(run: Run) -> RenderableType:

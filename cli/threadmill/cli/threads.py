@@ -6,7 +6,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import RenderableType
-from rich.text import Text
 
 from threadmill.cli.invocation import (
     AfterOption,
@@ -17,7 +16,7 @@ from threadmill.cli.invocation import (
     invocation_of,
 )
 from threadmill.cli.ledger import Ledger
-from threadmill.cli.output import ago, coloured, facts, moment, note, pretty, show, table, text
+from threadmill.cli.output import Cells, ago, coloured, facts, listing, moment, note, pretty, show, text
 from threadmill.cli.runs import runs_table
 from threadmill.core.keys import thread_key
 from threadmill.core.statement import Row, Rows
@@ -109,20 +108,19 @@ def _document(thread: Row) -> dict[str, Any]:
 
 
 def _threads_table(threads: Rows) -> RenderableType:
-    if not threads:
-        return Text("no threads", style="dim")
-    made = table("tenant", "thread", "status", "runs", "next", "held by", "updated", fixed=("held by",))
-    for thread in threads:
-        made.add_row(
-            text(thread["tenant"]),
-            text(thread["thread_id"]),
-            coloured(thread["status"]),
-            str(thread["last_seq"]),
-            text(", ".join(thread["next_nodes"])),
-            text(thread["held_by"], style="red"),
-            ago(thread["updated_at"]),
-        )
-    return made
+    rows: list[Cells] = [
+        {
+            "tenant": text(thread["tenant"]),
+            "thread": text(thread["thread_id"]),
+            "status": coloured(thread["status"]),
+            "runs": str(thread["last_seq"]),
+            "next": text(", ".join(thread["next_nodes"])),
+            "held by": text(thread["held_by"], style="red"),
+            "updated": ago(thread["updated_at"]),
+        }
+        for thread in threads
+    ]
+    return listing(rows, elastic=("tenant", "thread", "next"), expendable=("runs",))
 
 
 def _state_view(state: ThreadState, held_by: str | None) -> RenderableType:
@@ -143,15 +141,14 @@ def _state_view(state: ThreadState, held_by: str | None) -> RenderableType:
 
 
 def _history_table(checkpoints: list[dict[str, Any]]) -> RenderableType:
-    if not checkpoints:
-        return Text("no checkpoints", style="dim")
-    made = table("checkpoint", "step", "source", "created", "run", fixed=("checkpoint", "run"))
-    for checkpoint in checkpoints:
-        made.add_row(
-            checkpoint["checkpoint_id"],
-            text(checkpoint["step"]),
-            text(checkpoint["source"]),
-            text(checkpoint["created_at"]),
-            text(checkpoint["run_id"]),
-        )
-    return made
+    rows: list[Cells] = [
+        {
+            "checkpoint": text(checkpoint["checkpoint_id"]),
+            "step": text(checkpoint["step"]),
+            "source": text(checkpoint["source"]),
+            "created": text(checkpoint["created_at"]),
+            "run": text(checkpoint["run_id"]),
+        }
+        for checkpoint in checkpoints
+    ]
+    return listing(rows, elastic=("source",), expendable=("created", "source"))

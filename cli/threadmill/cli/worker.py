@@ -43,6 +43,8 @@ def worker(
         .settings(concurrency=concurrency, graphs_file=graphs, log_format="json" if as_json else None)
         .located()
     )
+    if pool == "prefork" and "concurrency" not in settings.model_fields_set:
+        settings = settings.model_copy(update={"concurrency": os.cpu_count() or 1})
     with needs("worker"):
         from threadmill.graphs import Registry  # noqa: PLC0415
         from threadmill.workers.worker import run_worker  # noqa: PLC0415

@@ -60,4 +60,6 @@ def _transport_options(settings: Settings) -> dict[str, Any]:
         "socket_keepalive": True,
         "health_check_interval": 10,
         "retry_on_timeout": False,
+        # A bell that finds nobody is given up at once: the leader rings it later.
+        "max_retries": 0,
     }

@@ -17,8 +17,8 @@ def to_json(field: str, value: Any, *, max_bytes: int | None = None) -> str:
     """The value as JSON text that Postgres and LangGraph both take. Raises InvalidInput.
 
     Refused are other types than JSON's (tuples pass as arrays), keys that are no strings, NaN and infinity,
-    whole numbers beyond 64 bits, NUL and lone surrogates, nesting beyond 200 levels, and more than `max_bytes`
-    of UTF-8.
+    whole numbers beyond 64 bits, NUL and lone surrogates, nesting beyond 200 levels, and more than
+    `max_bytes` of UTF-8.
     """
     _check(field, "", value, 0)
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))

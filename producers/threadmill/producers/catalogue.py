@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jsonschema_rs
@@ -31,10 +31,21 @@ class Announced(NamedTuple):
     def check_input(self, value: Any) -> None:
         """Raises InvalidInput with the place and the reason where the value does not fit the schema."""
         for error in self.validator.iter_errors(value):
-            path = "".join(
-                f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.instance_path
-            )
-            raise InvalidInput("input", path, _reason(error))
+            leaves = list(_leaves(error))
+            # Where there are alternatives, the value is likely meant to be the one that it fits furthest.
+            place = max((leaf.instance_path for leaf in leaves), key=len)
+            path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)
+            reasons = dict.fromkeys(_reason(leaf) for leaf in leaves if leaf.instance_path == place)
+            raise InvalidInput("input", path, " or ".join(reasons))
+
+
+def _leaves(error: Any) -> Iterator[Any]:
+    """The error itself, or those of the alternatives of which the value fits none."""
+    alternatives = [leaf for branch in getattr(error.kind, "context", ()) for leaf in branch]
+    if not alternatives:
+        yield error
+    for alternative in alternatives:
+        yield from _leaves(alternative)
 
 
 def _reason(error: Any) -> str:

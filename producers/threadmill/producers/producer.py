@@ -153,9 +153,7 @@ class Producer:
         """The thread's state as JSON. Raises ThreadNotFound."""
         return self._database.carry_out(read_state(tenant, thread_id))
 
-    def history(
-        self, tenant: str, thread_id: str, *, limit: int = 100, after: str | None = None
-    ) -> History:
+    def history(self, tenant: str, thread_id: str, *, limit: int = 100, after: str | None = None) -> History:
         """The thread's checkpoints, newest first. after: the last checkpoint id of the page before."""
         queries.check_page(limit, None)
         return self._database.carry_out(read_history(tenant, thread_id, limit, after))

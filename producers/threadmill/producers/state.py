@@ -2,7 +2,8 @@
 
 A service that only enqueues has no LangGraph installed, and must not rebuild objects from what is stored.
 So a checkpoint's values are decoded to plain JSON here: the constructor that LangGraph's serialiser names
-for a value is ignored and its argument taken (a message becomes what its `model_dump` was, a UUID a string).
+for a value is not called, and its argument taken (a message becomes what its `model_dump` was); values that
+a run's output shows as text (UUIDs, dates, paths) are so shown here, and a secret as asterisks.
 
 Formats: langgraph.checkpoint.serde.jsonplus (msgpack with extension types 0 to 7) and the tables of
 langgraph.checkpoint.postgres, version 3.
@@ -13,8 +14,11 @@ from __future__ import annotations
 import base64
 import datetime
 import json
+import math
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 import ormsgpack
@@ -27,8 +31,12 @@ from threadmill.core.statement import Batch, Plan, Row, Step
 from threadmill.core.transitions import bind_tenant
 from threadmill.producers.run import timestamp
 
+_CONSTRUCTORS = range(6)  # the extension types that hold (module, name, argument, …)
 _NUMPY_ARRAY = 6
 _DELTA_SNAPSHOT = 7
+
+# What LangGraph keeps for itself: its own channels, and what edges wait for.
+_INTERNAL = ("__", "branch:", "join:")
 
 _threads = table_of(Thread)
 
@@ -156,14 +164,16 @@ def read_history(tenant: str, thread_id: str, limit: int, after: str | None) -> 
 
 
 def _values(row: Row) -> dict[str, Any]:
-    """The state's channels: those that LangGraph keeps for itself begin with two underscores or "branch:"."""
+    """The state's channels; what only the graph's own code can work out is marked as undecoded."""
     types: Mapping[str, str] = row["types"] or {}
     values = dict(row["checkpoint"].get("channel_values") or {})
     for channel, blob in row["blobs"] or []:
         name = bytes(channel).decode()
         if types[name] != "empty":
             values[name] = decode(types[name], bytes(blob))
-    return {name: value for name, value in values.items() if not name.startswith(("__", "branch:"))}
+    for name in row["metadata"].get("counters_since_delta_snapshot") or ():
+        values[name] = {"$undecoded": "DeltaChannel"}  # kept as the updates since its last snapshot
+    return {name: value for name, value in values.items() if not name.startswith(_INTERNAL)}
 
 
 def decode(kind: str, blob: bytes) -> Any:
@@ -183,12 +193,39 @@ def decode(kind: str, blob: bytes) -> Any:
 
 def _argument(code: int, data: bytes) -> Any:
     """What an extension value was made from: (module, name, argument, …) → argument."""
-    value = ormsgpack.unpackb(data, ext_hook=_argument, option=ormsgpack.OPT_NON_STR_KEYS)
-    if code == _DELTA_SNAPSHOT:
-        return value
     if code == _NUMPY_ARRAY:
         return {"$undecoded": "numpy array"}
-    return value[2]
+    if code not in (*_CONSTRUCTORS, _DELTA_SNAPSHOT):
+        return {"$undecoded": f"extension {code}"}
+    value = ormsgpack.unpackb(data, ext_hook=_argument, option=ormsgpack.OPT_NON_STR_KEYS)
+    match value:
+        case _ if code == _DELTA_SNAPSHOT:
+            return value
+        case [module, name, argument, *_]:
+            return _shown(module, name, argument)
+        case _:
+            return {"$undecoded": f"extension {code}"}
+
+
+def _shown(module: object, name: object, argument: Any) -> Any:
+    """The argument as a run's output shows such a value."""
+    try:
+        match module, name:
+            case "uuid", "UUID":
+                return str(uuid.UUID(argument))
+            case "datetime", "date":
+                return datetime.date(*argument).isoformat()
+            case "datetime", "time":
+                return datetime.time(**argument).isoformat()
+            case "datetime", "timedelta":
+                return str(datetime.timedelta(*argument))
+            case "pathlib" | "pathlib._local", _:
+                return str(PurePosixPath(*argument))
+            case "pydantic.types", "SecretStr" | "SecretBytes":
+                return "**********"
+    except (TypeError, ValueError, AttributeError, OverflowError):
+        pass  # written by something else under that name: shown as it is
+    return argument
 
 
 def _plain(value: Any) -> Any:
@@ -199,5 +236,7 @@ def _plain(value: Any) -> Any:
             return [_plain(item) for item in value]
         case bytes() | bytearray():
             return base64.b64encode(value).decode()
+        case float() if not math.isfinite(value):
+            return str(value)  # NaN and infinity are no JSON
         case _:
             return value

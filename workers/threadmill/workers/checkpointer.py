@@ -100,7 +100,7 @@ class BoundSaver(AsyncPostgresSaver):
     ) -> AsyncIterator[CheckpointTuple]:
         keyed = None if config is None else self._keyed(config)
         found = super().alist(keyed, filter=filter, before=before, limit=limit)
-        # All at once: between two items the stock saver keeps its connection, for as long as the caller likes.
+        # All at once: between two items the stock saver would keep its connection from the others.
         for item in [item async for item in found]:
             yield item
 

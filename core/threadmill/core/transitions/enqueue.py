@@ -22,6 +22,7 @@ from sqlalchemy import (
     or_,
     select,
     true,
+    update,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSON, JSONB, UUID
 from sqlalchemy.dialects.postgresql import insert as upsert
@@ -90,17 +91,13 @@ def enter_threads() -> Executable:
         .render_derived("entries")
     )
     # Every caller locks in the same order, so that two enqueues of several threads cannot deadlock.
-    rows = select(
-        bindparam("tenant", type_=Text), entries.c.thread_id, word("busy"), entries.c.count
-    ).order_by(entries.c.thread_id)
-    new = upsert(THREADS).from_select(["tenant", "thread_id", "status", "last_seq"], rows)
+    rows = select(bindparam("tenant", type_=Text), entries.c.thread_id, entries.c.count).order_by(
+        entries.c.thread_id
+    )
+    new = upsert(THREADS).from_select(["tenant", "thread_id", "last_seq"], rows)
     return new.on_conflict_do_update(
         index_elements=[THREADS.c.tenant, THREADS.c.thread_id],
-        set_={
-            "last_seq": THREADS.c.last_seq + new.excluded.last_seq,
-            "status": word("busy"),
-            "updated_at": func.now(),
-        },
+        set_={"last_seq": THREADS.c.last_seq + new.excluded.last_seq},
     )
 
 
@@ -146,11 +143,24 @@ def insert_runs() -> Executable:
         )
         .where(or_(new.c.multitask_strategy != word("reject"), and_(new.c.first, ~busy)))
     )
-    inserted = upsert(RUNS).from_select(list(values), rows)
-    return inserted.on_conflict_do_nothing(
-        index_elements=[RUNS.c.tenant, RUNS.c.idempotency_key],
-        index_where=RUNS.c.idempotency_key.is_not(None),
-    ).returning(*RUN_COLUMNS, RUNS.c.dispatched_at.is_not(None).label("rings"))
+    insertion = upsert(RUNS).from_select(list(values), rows)
+    inserted = (
+        insertion.on_conflict_do_nothing(
+            index_elements=[RUNS.c.tenant, RUNS.c.idempotency_key],
+            index_where=RUNS.c.idempotency_key.is_not(None),
+        )
+        .returning(*RUN_COLUMNS, RUNS.c.dispatched_at.is_not(None).label("rings"))
+        .cte("inserted")
+    )
+    # A thread whose run was left out stays as it stands.
+    occupied = (
+        update(THREADS)
+        .where(THREADS.c.tenant == tenant, THREADS.c.thread_id.in_(select(inserted.c.thread_id)))
+        .values(status=word("busy"), updated_at=func.now())
+        .returning(THREADS.c.thread_id)
+        .cte("occupied")
+    )
+    return select(inserted).add_cte(occupied)
 
 
 # What is shown of a run: everything but its input, command, config and context.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import inspect
+import logging
 import re
 import threading
 from collections import defaultdict
@@ -66,6 +67,8 @@ class Library:
             raise ModuleNotFoundError(
                 'the sample graphs search with bm25s: pip install "threadmill[dev]"', name=error.name
             ) from error
+        # On import it sets its own logger to DEBUG.
+        logging.getLogger("bm25s").setLevel(logging.WARNING)
         self._passages: list[Passage] = []
         self._shelves: dict[str, range] = {}
         self._definers: dict[str, list[str]] = defaultdict(list)

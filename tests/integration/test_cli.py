@@ -1,0 +1,315 @@
+"""The command line on a real ledger: what it prints for programs, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from typer.testing import CliRunner, Result
+
+from threadmill.cli.main import app
+from threadmill.core.logs import configure_logs
+from threadmill.core.settings import Settings
+
+RUN = {
+    "id", "tenant", "thread_id", "graph", "status", "seq", "attempt", "created_at", "started_at",
+    "finished_at", "output", "error", "metadata",
+}  # fmt: skip
+DEAD_LETTER = {
+    "id", "run_id", "tenant", "thread_id", "graph", "reason", "error", "node", "checkpoint_id", "replays",
+    "status", "next_replay_at", "created_at",
+}  # fmt: skip
+
+GRAPHS = """
+    import operator
+    from typing import Annotated
+    from langgraph.graph import START, StateGraph
+    from langgraph.types import interrupt
+    from typing_extensions import TypedDict
+
+    class State(TypedDict):
+        words: Annotated[list[str], operator.add]
+
+    async def speak(state):
+        if state["words"][-1] == "boom":
+            raise ValueError("it went \\x1b[31mboom")
+        return {"words": ["and"]}
+
+    async def ask(state):
+        return {"words": [interrupt("which word?")]}
+
+    speaker = StateGraph(State).add_node("speak", speak).add_edge(START, "speak")
+    asker = StateGraph(State).add_node("ask", ask).add_edge(START, "ask")
+"""
+
+
+@pytest.fixture(autouse=True)
+def logs(settings: Settings) -> Iterator[None]:
+    """The logs of the worker in this process go where a command sends its own, from its start on."""
+    handlers, level = logging.root.handlers[:], logging.root.level
+    configure_logs(settings)
+    yield
+    logging.root.handlers[:] = handlers  # a command leaves one for a stream that is gone by now
+    logging.root.setLevel(level)
+
+
+@pytest.fixture
+def run(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """Runs a command line with the test's settings."""
+    for name, value in settings.model_dump(mode="json").items():
+        monkeypatch.setenv(f"THREADMILL_{name.upper()}", str(value))
+    monkeypatch.chdir(settings.graphs_file.parent)
+    return lambda *arguments, **how: CliRunner().invoke(app, list(arguments), **how)
+
+
+@pytest.fixture
+def ask(run: Callable[..., Result]) -> Callable[..., Any]:
+    """The JSON document that a command prints; it must end with the status 0, or with `ends`."""
+
+    def ask(*arguments: str, ends: int = 0) -> Any:
+        result = run(*arguments, "--json")
+        assert result.exit_code == ends, result.stderr
+        return json.loads(result.stdout)
+
+    return ask
+
+
+@pytest.fixture
+def enqueue(ask: Callable[..., Any]) -> Callable[..., Any]:
+    """Enqueues words on a thread of acme's, and gives the run."""
+
+    def enqueue(
+        graph: str, *words: str, thread: str = "t", ends: int = 0, options: list[str] | None = None
+    ) -> Any:
+        given = ["--input", json.dumps({"words": words})] if words else []
+        return ask(
+            "enqueue", graph, "--tenant", "acme", "--thread", thread, *given, *(options or []), ends=ends
+        )
+
+    return enqueue
+
+
+@pytest.fixture
+def served(serve: Callable[..., None], start_local: Callable[..., Any]) -> Any:
+    """A worker that answers for two graphs."""
+    serve(GRAPHS, speaker={"max_attempts": 1}, asker={})
+    worker = start_local()
+    worker.listen()
+    return worker
+
+
+def errors(result: Result) -> list[str]:
+    """The errors on stderr, without the log lines of a worker in this process."""
+    return [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+
+
+WAIT = ["--wait", "--timeout", "20"]
+
+
+@pytest.mark.usefixtures("served")
+def test_a_run_is_waited_for_and_shown(ask: Callable[..., Any], enqueue: Callable[..., Any]) -> None:
+    done = enqueue("speaker", "one", options=[*WAIT, "--metadata", '{"by": "me"}'])
+
+    assert set(done) == RUN
+    assert (done["status"], done["output"], done["metadata"]) == (
+        "success",
+        {"words": ["one", "and"]},
+        {"by": "me"},
+    )
+    assert ask("runs", "show", done["id"]) == done
+    assert ask("runs", "show", done["id"], "--tenant", "acme") == done
+
+
+@pytest.mark.usefixtures("served")
+def test_another_tenants_run_is_not_found(run: Callable[..., Result], enqueue: Callable[..., Any]) -> None:
+    done = enqueue("speaker", "one", options=WAIT)
+
+    result = run("runs", "show", done["id"], "--tenant", "globex")
+
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert errors(result) == [f"error: no run {done['id']}"]
+
+
+@pytest.mark.usefixtures("served")
+def test_a_run_that_fails_ends_the_waiting_command_with_1(
+    run: Callable[..., Result], ask: Callable[..., Any], enqueue: Callable[..., Any]
+) -> None:
+    done = enqueue("speaker", "boom", options=WAIT, ends=1)
+
+    assert done["error"] == {"type": "ValueError", "message": "it went \x1b[31mboom", "node": "speak"}
+    shown = run("runs", "show", done["id"]).stdout
+    assert "attempt 1 failed" in shown
+    assert "Traceback (most recent call last)" in shown
+    assert "\x1b" not in shown
+
+
+def test_runs_come_in_pages_of_all_tenants_or_one(
+    serve: Callable[..., None], start_local: Callable[..., Any], ask: Callable[..., Any]
+) -> None:
+    serve(GRAPHS, speaker={})
+    start_local()  # it announces the graph, and answers no bell
+    made = [
+        ask("enqueue", "speaker", "--tenant", tenant, "--thread", "t", "--input", '{"words": ["w"]}')["id"]
+        for tenant in ("acme", "globex", "acme")
+    ]
+
+    assert [r["id"] for r in ask("runs", "list")] == made[::-1]
+    assert [r["id"] for r in ask("runs", "list", "--limit", "2")] == [made[2], made[1]]
+    assert [r["id"] for r in ask("runs", "list", "--after", made[1])] == [made[0]]
+    assert [r["id"] for r in ask("runs", "list", "--tenant", "acme", "--status", "pending")] == [
+        made[2],
+        made[0],
+    ]
+    assert ask("runs", "list", "--graph", "other") == ask("runs", "list", "--thread", "other") == []
+
+
+def test_a_run_is_cancelled_without_naming_its_tenant(
+    serve: Callable[..., None], start_local: Callable[..., Any], run: Callable[..., Result],
+    ask: Callable[..., Any], enqueue: Callable[..., Any],
+) -> None:  # fmt: skip
+    serve(GRAPHS, speaker={})
+    start_local()
+    pending = enqueue("speaker", "w")
+
+    assert ask("runs", "cancel", pending["id"])["status"] == "interrupted"
+    again = run("runs", "cancel", pending["id"])
+    assert again.exit_code == 1
+    assert "cannot be cancelled" in again.stderr
+
+
+def test_bad_input_is_named_and_nothing_is_written(
+    serve: Callable[..., None],
+    start_local: Callable[..., Any],
+    run: Callable[..., Result],
+    ask: Callable[..., Any],
+) -> None:
+    serve(GRAPHS, speaker={})
+    start_local()
+
+    for arguments, says in (
+        (["enqueue", "other", "--tenant", "t", "--thread", "x"], "no graph 'other'; known graphs: speaker"),
+        (["enqueue", "speaker", "--tenant", "a b", "--thread", "x"], "tenant 'a b'"),
+        (["enqueue", "speaker", "--tenant", "t", "--thread", ""], "thread_id ''"),
+        (
+            ["enqueue", "speaker", "--tenant", "t", "--thread", "x", "--input", '{"words": ["\\u0000"]}'],
+            "NUL",
+        ),
+        (["enqueue", "speaker", "--tenant", "t", "--thread", "x", "--input", "3"], "input"),
+        (["runs", "list", "--status", "odd"], "status='odd': must be one of pending"),
+        (["runs", "list", "--after", "odd"], "after='odd'"),
+        (["threads", "list", "--after", "odd"], "tenant:thread"),
+        (["threads", "show", "x", "--tenant", "t"], "has no thread 'x'"),
+        (["dlq", "show", "odd"], "no dead letter odd"),
+    ):
+        result = run(*arguments)
+        assert (result.exit_code, result.stdout) == (1, ""), arguments
+        (error,) = errors(result)
+        assert says in error
+    assert ask("threads", "list") == []
+
+
+@pytest.mark.usefixtures("served")
+def test_a_thread_shows_its_state_and_its_runs(ask: Callable[..., Any], enqueue: Callable[..., Any]) -> None:
+    asked = enqueue("asker", "first", options=WAIT)
+
+    thread = ask("threads", "show", "t", "--tenant", "acme")
+    assert (thread["status"], thread["values"], thread["next"]) == (
+        "interrupted",
+        {"words": ["first"]},
+        ["ask"],
+    )
+    assert [i["value"] for i in thread["interrupts"]] == ["which word?"]
+    assert [r["id"] for r in thread["runs"]] == [asked["id"]]
+
+    enqueue("asker", options=[*WAIT, "--command", '{"resume": "second"}'])
+
+    thread = ask("threads", "show", "t", "--tenant", "acme")
+    assert (thread["status"], thread["values"]) == ("idle", {"words": ["first", "second"]})
+    history = ask("threads", "history", "t", "--tenant", "acme")
+    assert history[0]["checkpoint_id"] == thread["checkpoint_id"]
+    assert (
+        ask("threads", "history", "t", "--tenant", "acme", "--after", history[0]["checkpoint_id"])
+        == history[1:]
+    )
+
+
+def test_threads_come_in_pages_of_all_tenants_or_one(
+    ask: Callable[..., Any], admin: psycopg.Connection[Any]
+) -> None:
+    for tenant, thread in (("b", "t1"), ("a", "t2"), ("a", "t1"), ("a.b", "x:y")):
+        admin.execute("insert into threads (tenant, thread_id) values (%s, %s)", [tenant, thread])
+
+    def keys(*options: str) -> list[str]:
+        return [f"{t['tenant']}:{t['thread_id']}" for t in ask("threads", "list", *options)]
+
+    everything = keys()
+    assert sorted(everything) == ["a.b:x:y", "a:t1", "a:t2", "b:t1"]
+    for index, key in enumerate(everything):
+        assert keys("--after", key) == everything[index + 1 :]
+    assert keys("--tenant", "a") == ["a:t1", "a:t2"]
+    assert keys("--tenant", "a", "--after", "t1") == ["a:t2"]
+    assert keys("--limit", "1") == everything[:1]
+
+
+@pytest.mark.usefixtures("served")
+def test_dead_letters_are_listed_shown_replayed_and_discarded(
+    run: Callable[..., Result], ask: Callable[..., Any], enqueue: Callable[..., Any]
+) -> None:
+    failed = [enqueue("speaker", "boom", thread=thread, options=WAIT, ends=1) for thread in ("t1", "t2")]
+
+    second, first = ask("dlq", "list")
+    assert set(first) == DEAD_LETTER
+    assert [first["run_id"], second["run_id"]] == [r["id"] for r in failed]
+    assert ask("dlq", "list", "--thread", "t2", "--status", "waiting") == [second]
+    assert ask("dlq", "list", "--after", second["id"]) == [first]
+    assert ask("dlq", "show", first["id"]) == first
+    assert "Traceback" in run("dlq", "show", first["id"]).stdout
+
+    assert [d["status"] for d in ask("dlq", "discard", first["id"])] == ["discarded"]
+    replayed = run("dlq", "replay", first["id"], second["id"], "--json")
+    assert replayed.exit_code == 1  # the first is discarded already, the second is replayed all the same
+    assert [d["id"] for d in json.loads(replayed.stdout)] == [second["id"]]
+    assert f"error: dead letter {first['id']} is discarded" in replayed.stderr
+
+
+@pytest.mark.usefixtures("served")
+def test_graphs_are_listed_from_the_file_and_from_the_ledger(
+    ask: Callable[..., Any], settings: Settings
+) -> None:
+    Path(settings.graphs_file).write_text(
+        '{"graphs": {"speaker": "./graphs.py:speaker", "new": "./new.py:new"}}'
+    )
+
+    found = {graph["name"]: (graph["location"], graph["announced"]) for graph in ask("graphs", "list")}
+
+    assert found == {
+        "asker": (None, True),
+        "new": ("./new.py:new", False),
+        "speaker": ("./graphs.py:speaker", True),
+    }
+
+
+def test_the_tables_go_down_and_up_again(run: Callable[..., Result], ask: Callable[..., Any]) -> None:
+    assert ask("db", "status") == {"revision": "0001", "expected": "0001", "current": True}
+
+    assert run("db", "downgrade", "base", input="n\n").exit_code == 1
+    assert ask("db", "downgrade", "base", "--yes") == {"revision": None, "previous": "0001"}
+    assert ask("db", "status", ends=1)["current"] is False
+    listed = run("runs", "list")
+    assert (listed.exit_code, listed.stdout) == (1, "")
+    assert "threadmill db upgrade" in listed.stderr
+
+    assert ask("db", "upgrade") == {"revision": "0001", "previous": None, "langgraph_tables": True}
+    assert ask("runs", "list") == []
+
+
+def test_an_unknown_revision_is_named(run: Callable[..., Result]) -> None:
+    result = run("db", "downgrade", "4711", "--yes")
+
+    assert result.exit_code == 1
+    assert "Can't locate revision identified by '4711'" in result.stderr

@@ -1,0 +1,209 @@
+"""On one thread runs take effect in the order of their seqs, one at a time, whoever enqueues and rings."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from threadmill.core.doorbell import Bell, Doorbell
+from threadmill.core.settings import Settings
+from threadmill.producers import Producer
+
+GRAPHS = """
+    import asyncio, operator, os, time
+    from typing import Annotated, TypedDict
+    from langgraph.graph import StateGraph, START
+
+    class State(TypedDict):
+        texts: Annotated[list[str], operator.add]
+        spans: Annotated[list[tuple], operator.add]
+
+    async def work(state):
+        began = time.monotonic()
+        await asyncio.sleep(0.005)
+        return {"spans": [(state["texts"][-1], os.getpid(), began, time.monotonic())]}
+
+    work = StateGraph(State).add_node("work", work).add_edge(START, "work")
+"""
+
+# Enqueues a list of calls to enqueue_many, as soon as it is told to, and prints the seqs of each.
+CALLER = """
+import json, sys
+from threadmill.core.settings import Settings
+from threadmill.producers import Producer
+
+settings, calls = Settings(**json.loads(sys.argv[1])), json.loads(sys.argv[2])
+with Producer(settings) as producer:
+    producer.list(tenant="acme")
+    print("ready", flush=True)
+    sys.stdin.readline()
+    print(json.dumps([[run.seq for run in producer.enqueue_many(call)] for call in calls]))
+"""
+
+
+def request(text: str, *, tenant: str = "acme", thread_id: str = "t") -> dict[str, Any]:
+    return {"graph": "work", "input": {"texts": [text]}, "tenant": tenant, "thread_id": thread_id}
+
+
+def enqueue_at_once(settings: Settings, *callers: list[list[dict[str, Any]]]) -> list[list[list[int]]]:
+    """The seqs that each of several processes got for each of its calls; all begin at the same moment."""
+    values = settings.model_dump_json()
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", CALLER, values, json.dumps(calls)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for calls in callers
+    ]
+    try:
+        for process in processes:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write("\n")
+            process.stdin.flush()
+        with ThreadPoolExecutor(len(processes)) as pool:
+            answers = list(pool.map(lambda process: process.communicate(timeout=30)[0], processes))
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    return [json.loads(answer) for answer in answers]
+
+
+@pytest.fixture
+def doorbell(settings: Settings) -> Iterator[Doorbell]:
+    doorbell = Doorbell(settings)
+    yield doorbell
+    doorbell.close()
+
+
+def test_twenty_runs_of_four_processes_take_effect_in_order_on_two_workers(
+    serve: Callable[..., None],
+    start_worker: Callable[..., Any],
+    settings: Settings,
+    producer: Producer,
+    admin: Any,
+    doorbell: Doorbell,
+) -> None:
+    serve(GRAPHS, work={})
+    with ThreadPoolExecutor(2) as pool:
+        workers = list(pool.map(lambda _: start_worker(), range(2)))
+
+    seqs = enqueue_at_once(
+        settings, *([[request(f"{caller}.{number}")] for number in range(5)] for caller in range(4))
+    )
+    runs = admin.execute("select id, input from runs order by seq").fetchall()
+    # Bells may come in any order and any number of times.
+    bells = [Bell(run_id, "acme", "t", "work") for run_id, _ in runs]
+    doorbell.ring([*reversed(bells), *bells[::3], *bells])
+    done = [producer.wait(run_id, tenant="acme", timeout=40) for run_id, _ in runs]
+
+    assert sorted(seq for caller in seqs for (seq,) in caller) == list(range(1, 21))
+    assert [(run.status, run.attempt) for run in done] == [("success", 1)] * 20
+    values = producer.state("acme", "t").values
+    spans = values["spans"]
+    assert values["texts"] == [value["texts"][0] for _, value in runs]
+    assert [text for text, *_ in spans] == values["texts"]
+    for (_, _, _, ended), (_, _, began, _) in itertools.pairwise(spans):
+        assert ended <= began
+    assert {pid for _, pid, _, _ in spans} <= {worker.process.pid for worker in workers}
+    for caller in seqs:
+        assert caller == sorted(caller)
+
+
+def test_many_threads_and_tenants_from_four_processes_get_dense_seqs_and_no_deadlock(
+    serve: Callable[..., None], start_local: Callable[..., Any], settings: Settings, admin: Any
+) -> None:
+    serve(GRAPHS, work={})
+    start_local().stop()
+    lanes = [(tenant, f"t{number}") for tenant in ("b", "a", "c") for number in (3, 1, 2, 0)]
+    # Every caller names the lanes in an order of its own, some of them twice.
+    callers = [
+        [
+            [
+                request(f"{caller}.{call}.{index}", tenant=tenant, thread_id=thread)
+                for index, (tenant, thread) in enumerate(
+                    [*lanes[caller * 3 + call :], *lanes[: caller * 2 + 4], *reversed(lanes)]
+                )
+            ]
+            for call in range(4)
+        ]
+        for caller in range(4)
+    ]
+
+    answers = enqueue_at_once(settings, *callers)
+
+    given: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for calls, seqs in zip(callers, answers, strict=True):
+        own: dict[tuple[str, str], list[int]] = defaultdict(list)
+        for call, numbers in zip(calls, seqs, strict=True):
+            for asked, seq in zip(call, numbers, strict=True):
+                own[asked["tenant"], asked["thread_id"]].append(seq)
+        for lane, numbers in own.items():
+            assert numbers == sorted(numbers), "a caller's runs are in the order in which it asked for them"
+            given[lane] += numbers
+    for numbers in given.values():
+        assert sorted(numbers) == list(range(1, len(numbers) + 1))
+    stored = admin.execute(
+        "select tenant, thread_id, last_seq, (select count(*) from runs r"
+        " where (r.tenant, r.thread_id) = (t.tenant, t.thread_id)) from threads t"
+    ).fetchall()
+    assert {(tenant, thread): (last, count) for tenant, thread, last, count in stored} == {
+        lane: (len(numbers), len(numbers)) for lane, numbers in given.items()
+    }
+
+
+def test_only_the_first_of_a_threads_runs_is_rung_for(
+    serve: Callable[..., None],
+    start_local: Callable[..., Any],
+    producer: Producer,
+    doorbell: Doorbell,
+) -> None:
+    serve(GRAPHS, work={})
+    start_local().stop()
+
+    producer.enqueue_many([request(str(n), thread_id=thread) for n in range(5) for thread in ("t", "u")])
+    producer.enqueue(**request("later"))
+
+    assert doorbell.waiting() == 2
+
+
+def test_a_bell_for_a_run_that_is_not_at_its_threads_head_is_dropped(
+    serve: Callable[..., None], start_local: Callable[..., Any], producer: Producer
+) -> None:
+    serve(GRAPHS, work={})
+    worker = start_local()
+    first, second = producer.enqueue_many([request("1"), request("2")])
+
+    assert worker.drops(second)
+    assert worker.answer(first).result(20) == "success"
+    assert worker.drops(first), "it is finished"
+    assert worker.answer(second).result(20) == "success"
+
+
+def test_a_bell_that_names_another_tenant_or_thread_is_dropped(
+    serve: Callable[..., None], start_local: Callable[..., Any], producer: Producer
+) -> None:
+    serve(GRAPHS, work={})
+    worker = start_local()
+    run = producer.enqueue(**request("1"))
+    other = producer.enqueue(**request("1", tenant="globex", thread_id="u"))
+
+    for tenant, thread in (("globex", "t"), ("acme", "u"), ("globex", "u")):
+        assert worker.drops(dataclasses.replace(run, tenant=tenant, thread_id=thread))
+
+    assert producer.get(run.id, tenant="acme").status == "pending"
+    assert producer.get(other.id, tenant="globex").status == "pending"

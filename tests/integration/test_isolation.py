@@ -230,3 +230,35 @@ def test_a_producer_reads_lists_and_cancels_nothing_of_another_tenants(
         with pytest.raises(ThreadNotFound):
             read("acme", "theirs")
     assert producer.get(theirs.id, tenant="globex").status == "pending"
+
+
+CACHED = """
+    from typing import TypedDict
+    from langgraph.cache.memory import InMemoryCache
+    from langgraph.graph import StateGraph, START
+    from langgraph.types import CachePolicy
+
+    class State(TypedDict):
+        question: str
+        answer: str
+
+    async def answer(state, config):
+        return {"answer": config["configurable"]["tenant"]}
+
+    cached = (
+        StateGraph(State)
+        .add_node("answer", answer, cache_policy=CachePolicy())
+        .add_edge(START, "answer")
+        .compile(cache=InMemoryCache())
+    )
+"""
+
+
+def test_a_cache_that_a_graph_was_compiled_with_hands_no_tenant_anothers_result(
+    serve: Callable[..., None], start_worker: Callable[..., Any], producer: Producer
+) -> None:
+    serve(CACHED, cached={})
+    start_worker()
+    for tenant in ("acme", "globex"):
+        run = producer.enqueue("cached", {"question": "who am I?"}, tenant=tenant, thread_id="t")
+        assert producer.wait(run.id, tenant=tenant, timeout=20).output["answer"] == tenant

@@ -18,6 +18,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
 import psycopg
+from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg.rows import dict_row
 from sqlalchemy import Connection
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
@@ -93,23 +94,35 @@ async def _fetch_async(cursor: psycopg.AsyncCursor[Any]) -> Rows:
 
 def send(connection: psycopg.Connection[Any], batch: Batch) -> list[Rows]:
     """The rows of each step, from one pipelined round trip in the connection's transaction, if it has one."""
+    alone = connection.info.transaction_status == TransactionStatus.IDLE and connection.autocommit
     with connection.pipeline():
         cursors = []
-        for statement, parameters in batch.steps:
-            query = compiled(statement)
-            cursor = connection.cursor(row_factory=dict_row)
-            cursors.append(cursor.execute(query.sql, query.bind(parameters)))
+        try:
+            for statement, parameters in batch.steps:
+                query = compiled(statement)
+                cursor = connection.cursor(row_factory=dict_row)
+                cursors.append(cursor.execute(query.sql, query.bind(parameters)))
+        except BaseException:
+            if alone and connection.info.pipeline_status == PipelineStatus.ON:
+                connection.execute("rollback")  # the pipeline's end would commit the steps before
+            raise
     return [_fetch(cursor) for cursor in cursors]
 
 
 async def send_async(connection: psycopg.AsyncConnection[Any], batch: Batch) -> list[Rows]:
     """`send` on an asyncio connection."""
+    alone = connection.info.transaction_status == TransactionStatus.IDLE and connection.autocommit
     async with connection.pipeline():
         cursors = []
-        for statement, parameters in batch.steps:
-            query = compiled(statement)
-            cursor = connection.cursor(row_factory=dict_row)
-            cursors.append(await cursor.execute(query.sql, query.bind(parameters)))
+        try:
+            for statement, parameters in batch.steps:
+                query = compiled(statement)
+                cursor = connection.cursor(row_factory=dict_row)
+                cursors.append(await cursor.execute(query.sql, query.bind(parameters)))
+        except BaseException:
+            if alone and connection.info.pipeline_status == PipelineStatus.ON:
+                await connection.execute("rollback")
+            raise
     return [await _fetch_async(cursor) for cursor in cursors]
 
 

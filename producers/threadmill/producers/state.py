@@ -36,6 +36,8 @@ _NUMPY_ARRAY = 6
 _DELTA_SNAPSHOT = 7
 
 # What LangGraph keeps for itself: its own channels, and what edges wait for.
+# The one channel of a graph whose state is no mapping is named as if it were LangGraph's.
+_ROOT = "__root__"
 _INTERNAL = ("__", "branch:", "join:")
 
 _threads = table_of(Thread)
@@ -173,7 +175,7 @@ def _values(row: Row) -> dict[str, Any]:
             values[name] = decode(types[name], bytes(blob))
     for name in row["metadata"].get("counters_since_delta_snapshot") or ():
         values[name] = {"$undecoded": "DeltaChannel"}  # kept as the updates since its last snapshot
-    return {name: value for name, value in values.items() if not name.startswith(_INTERNAL)}
+    return {name: value for name, value in values.items() if name == _ROOT or not name.startswith(_INTERNAL)}
 
 
 def decode(kind: str, blob: bytes) -> Any:

@@ -66,6 +66,7 @@ class AsyncNotices:
         self._pubsub = None if self._redis is None else self._redis.pubsub(ignore_subscribe_messages=True)
         self._waiters: dict[str, set[asyncio.Event]] = defaultdict(set)
         self._reader: asyncio.Task[None] | None = None
+        self._subscribing = asyncio.Lock()  # two that wait at once must not each start a reader
 
     @asynccontextmanager
     async def of(self, run_id: str) -> AsyncIterator[Callable[[float], Awaitable[None]]]:
@@ -94,14 +95,15 @@ class AsyncNotices:
     async def _subscribe(self, name: str) -> None:
         if self._pubsub is None:
             return
-        try:
-            if self._reader is None or self._reader.done():
-                await self._pubsub.subscribe(*self._waiters)
-                self._reader = asyncio.create_task(self._read(), name="threadmill-notices")
-            else:
-                await self._pubsub.subscribe(name)
-        except (RedisError, OSError):
-            self._stop_reading()
+        async with self._subscribing:
+            try:
+                if self._reader is None or self._reader.done():
+                    await self._pubsub.subscribe(*self._waiters)
+                    self._reader = asyncio.create_task(self._read(), name="threadmill-notices")
+                else:
+                    await self._pubsub.subscribe(name)
+            except (RedisError, OSError):
+                self._stop_reading()
 
     async def _unsubscribe(self, name: str) -> None:
         try:

@@ -34,6 +34,7 @@ from threadmill.workers.store import BoundStore
 # graph that is compiled once for the process (langgraph._internal._constants).
 CHECKPOINTER_KEY = "__pregel_checkpointer"
 RUNTIME_KEY = "__pregel_runtime"
+CACHE_KEY = "__pregel_cache"
 STRICT_RESUME_KEY = "__pregel_strict_resume"
 
 _log = structlog.get_logger("threadmill.executor")
@@ -154,6 +155,8 @@ class Executor:
                 # the input a second time.
                 "run_id": str(run["id"]),
                 CHECKPOINTER_KEY: saver,
+                # A cache that the graph was compiled with knows no tenants: one would get another's results.
+                CACHE_KEY: None,
                 # An answer to a question that is not open, or to one of several, is refused.
                 STRICT_RESUME_KEY: True,
                 RUNTIME_KEY: GraphRuntime(store=BoundStore(pool, run["tenant"], lease)),

@@ -8,6 +8,7 @@ import datetime
 import enum
 import json
 import uuid
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -61,8 +62,8 @@ def _plain(value: Any) -> Any:
         case BaseModel():
             return _plain(value.model_dump())
         case Mapping():
-            return {str(key): _plain(item) for key, item in value.items()}
-        case list() | tuple() | set() | frozenset():
+            return {str(_plain(key)): _plain(item) for key, item in value.items()}
+        case list() | tuple() | set() | frozenset() | deque():
             return [_plain(item) for item in value]
         case bytes() | bytearray():
             return base64.b64encode(value).decode()

@@ -251,11 +251,14 @@ async def test_a_lost_lease_leaves_the_connection_fit_for_the_next_attempt(
 async def test_each_write_is_one_round_trip(pool: Pool, hold: Hold, tmp_path: Path) -> None:
     saver = BoundSaver(pool, "acme", hold())
     saved = await put(saver, "t")
+    writes = (put_blobs, WRITES["aput_writes of many"], WRITES["adelete_thread"])
     with (tmp_path / "protocol").open("w+") as protocol:
         async with pool.connection():  # so that the writes find one connection only, which is traced
+            for write in writes:  # a connection prepares each statement at its first use
+                await write(saver, saved)
             async with pool.connection() as connection:
                 connection.pgconn.trace(protocol.fileno())
-            for write in (put_blobs, WRITES["aput_writes of many"], WRITES["adelete_thread"]):
+            for write in writes:
                 await write(saver, saved)
             async with pool.connection() as connection:
                 connection.pgconn.untrace()

@@ -55,7 +55,7 @@ class Redis:
             [*command, "--save", "", "--dir", str(self._folder)], stdout=subprocess.PIPE, text=True
         )
         assert self._process.stdout is not None
-        assert any("Ready to accept connections" in line for line in self._process.stdout)
+        assert any("eady to accept connections" in line for line in self._process.stdout)
 
     def flush(self) -> None:
         with redis.Redis(unix_socket_path=str(self._socket)) as client:
@@ -72,10 +72,12 @@ class Redis:
 def own_redis() -> Iterator[Redis]:
     folder = Path(tempfile.mkdtemp())  # a socket's path is short, pytest's folders are not
     server = Redis(folder)
-    server.start()
-    yield server
-    server.stop()
-    shutil.rmtree(folder)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+        shutil.rmtree(folder)
 
 
 @pytest.fixture

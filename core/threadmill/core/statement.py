@@ -13,7 +13,7 @@ connection or session of the caller's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
@@ -141,12 +141,7 @@ async def carry_out_async(connection: psycopg.AsyncConnection[Any], plan: Plan[T
     if batch.final:
         return _finish(plan, await send_async(connection, batch))
     async with connection.transaction():
-        while True:
-            rows = await send_async(connection, batch)
-            try:
-                batch = plan.send(rows)
-            except StopIteration as stop:
-                return stop.value  # type: ignore[no-any-return]
+        return await _continue_async(plan, batch, lambda following: send_async(connection, following))
 
 
 SyncCaller = Session | Connection | psycopg.Connection[Any]
@@ -154,30 +149,38 @@ AsyncCaller = AsyncSession | AsyncConnection | psycopg.AsyncConnection[Any]
 
 
 def carry_out_within(caller: SyncCaller, plan: Plan[T]) -> T:
-    """What the plan returns, in the caller's own transaction, which the caller ends."""
+    """What the plan returns, in the caller's own transaction, which the caller ends.
+
+    Where the plan raises, the transaction stands as it did before.
+    """
+    if isinstance(caller, psycopg.Connection):
+        if not caller.autocommit:
+            caller.execute("select")  # begins the caller's transaction; the next line would begin and end one
+        with caller.transaction():
+            return _continue(plan, next(plan), lambda batch: send(caller, batch))
 
     def execute(batch: Batch) -> list[Rows]:
-        if isinstance(caller, psycopg.Connection):
-            return send(caller, batch)
         return [_mappings(caller.execute(step.statement, dict(step.parameters))) for step in batch.steps]
 
-    return _continue(plan, next(plan), execute)
+    with caller.begin_nested():
+        return _continue(plan, next(plan), execute)
 
 
 async def carry_out_within_async(caller: AsyncCaller, plan: Plan[T]) -> T:
     """`carry_out_within` for an asyncio session or connection."""
-    batch = next(plan)
-    while True:
-        if isinstance(caller, psycopg.AsyncConnection):
-            rows = await send_async(caller, batch)
-        else:
-            rows = [
-                _mappings(await caller.execute(step.statement, dict(step.parameters))) for step in batch.steps
-            ]
-        try:
-            batch = plan.send(rows)
-        except StopIteration as stop:
-            return stop.value  # type: ignore[no-any-return]
+    if isinstance(caller, psycopg.AsyncConnection):
+        if not caller.autocommit:
+            await caller.execute("select")
+        async with caller.transaction():
+            return await _continue_async(plan, next(plan), lambda batch: send_async(caller, batch))
+
+    async def execute(batch: Batch) -> list[Rows]:
+        return [
+            _mappings(await caller.execute(step.statement, dict(step.parameters))) for step in batch.steps
+        ]
+
+    async with caller.begin_nested():
+        return await _continue_async(plan, next(plan), execute)
 
 
 def _mappings(result: Any) -> Rows:
@@ -187,6 +190,17 @@ def _mappings(result: Any) -> Rows:
 def _continue(plan: Plan[T], batch: Batch, execute: Callable[[Batch], list[Rows]]) -> T:
     while True:
         rows = execute(batch)
+        try:
+            batch = plan.send(rows)
+        except StopIteration as stop:
+            return stop.value  # type: ignore[no-any-return]
+
+
+async def _continue_async(
+    plan: Plan[T], batch: Batch, execute: Callable[[Batch], Awaitable[list[Rows]]]
+) -> T:
+    while True:
+        rows = await execute(batch)
         try:
             batch = plan.send(rows)
         except StopIteration as stop:

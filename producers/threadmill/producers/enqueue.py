@@ -98,7 +98,7 @@ def _insert(group: Sequence[RunRequest], catalogue: Catalogue) -> list[Step]:
             enter_threads(),
             {"tenant": tenant, "thread_ids": list(counts), "counts": list(counts.values())},
         ),
-        Step(insert_runs(), {"tenant": tenant, "runs": f"[{','.join(records)}]"}),
+        Step(insert_runs(), {"the_tenant": tenant, "runs": f"[{','.join(records)}]"}),
     ]
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from typing import Any, cast
 
+import psycopg
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import (
     ChannelVersions,
@@ -15,15 +17,25 @@ from langgraph.checkpoint.base import (
     CheckpointMetadata,
     CheckpointTuple,
     get_checkpoint_id,
+    get_serializable_checkpoint_metadata,
 )
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+from langgraph.checkpoint.serde.types import _DeltaSnapshot
 from psycopg import AsyncCursor
 from psycopg.rows import DictRow, dict_row
+from psycopg.types.json import Jsonb
 
 from threadmill.core.errors import ForeignThread
 from threadmill.core.keys import thread_key
-from threadmill.workers.lease import Lease, Pool, bound_connection, session_bound_connection
+from threadmill.workers.checkpoint_writes import Write, checkpoint_write, pending_writes
+from threadmill.workers.lease import (
+    Lease,
+    Pool,
+    bound_connection,
+    lease_lost,
+    session_bound_connection,
+)
 
 # Strict: what is no safe type and not in a graph's own state comes back as plain data, never as an object
 # that a crafted blob names. The default serialiser rebuilds anything importable.
@@ -111,11 +123,29 @@ class BoundSaver(AsyncPostgresSaver):
         metadata: CheckpointMetadata,
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
-        saved = await super().aput(self._writable(config), checkpoint, metadata, new_versions)
-        if not config["configurable"].get("checkpoint_ns"):
+        target = self._writable(config)["configurable"]
+        namespace = target["checkpoint_ns"]
+        inline, stored = _split(checkpoint["channel_values"])
+        versions = {name: version for name, version in new_versions.items() if name in stored}
+        fields = {
+            "key": target["thread_id"],
+            "namespace": namespace,
+            "checkpoint_id": checkpoint["id"],
+            "parent_id": target.get("checkpoint_id"),
+            "checkpoint": Jsonb({**checkpoint, "channel_values": inline}),
+            "metadata": Jsonb(get_serializable_checkpoint_metadata(config, metadata)),
+        }
+        blobs = self._dump_blobs(target["thread_id"], namespace, stored, versions)
+        await self._write(checkpoint_write(self._binding(), fields, blobs))
+        if not namespace:
             self.progress.checkpoint_id = checkpoint["id"]
-        saved["configurable"]["thread_id"] = config["configurable"]["thread_id"]
-        return saved
+        return {
+            "configurable": {
+                "thread_id": config["configurable"]["thread_id"],
+                "checkpoint_ns": namespace,
+                "checkpoint_id": checkpoint["id"],
+            }
+        }
 
     async def aput_writes(
         self,
@@ -124,7 +154,27 @@ class BoundSaver(AsyncPostgresSaver):
         task_id: str,
         task_path: str = "",
     ) -> None:
-        await super().aput_writes(self._writable(config), writes, task_id, task_path)
+        target = self._writable(config)["configurable"]
+        rows = self._dump_writes(
+            target["thread_id"], target["checkpoint_ns"], target["checkpoint_id"], task_id, task_path, writes
+        )
+        if rows:
+            await self._write(pending_writes(self._binding(), writes, rows))
+
+    def _binding(self) -> dict[str, Any]:
+        """What binds a write to the tenant and, with a lease, fences it."""
+        if self._lease is None:
+            return {"tenant": self._tenant}
+        return {"tenant": self._tenant, "run_id": self._lease.run_id, "attempt": self._lease.attempt}
+
+    async def _write(self, write: Write) -> None:
+        # Serialised where it is called, not in a thread as the stock saver does: the interpreter's lock lets
+        # a thread do nothing meanwhile, and two hops cost more than most values.
+        try:
+            async with self._pool.connection() as connection:
+                await connection.execute(write.sql, write.parameters, binary=True)
+        except psycopg.Error as error:
+            raise lease_lost(error, self._lease) or error from None
 
     async def adelete_thread(self, thread_id: str) -> None:
         keyed = self._writable({"configurable": {"thread_id": thread_id}})
@@ -150,5 +200,46 @@ class BoundSaver(AsyncPostgresSaver):
         return await super().aget_delta_channel_history(config=self._keyed(config), channels=channels)
 
     async def _load_checkpoint_tuple(self, value: DictRow) -> CheckpointTuple:
-        plain = value["thread_id"].partition(":")[2]
-        return await super()._load_checkpoint_tuple({**value, "thread_id": plain})
+        named = {"thread_id": value["thread_id"].partition(":")[2], "checkpoint_ns": value["checkpoint_ns"]}
+        parent = value["parent_checkpoint_id"]
+        saved = value["checkpoint"]
+        return CheckpointTuple(
+            config={"configurable": {**named, "checkpoint_id": value["checkpoint_id"]}},
+            checkpoint=cast(
+                Checkpoint,
+                {
+                    **saved,
+                    "channel_values": {
+                        **(saved.get("channel_values") or {}),
+                        **self._load_blobs(value["channel_values"]),
+                    },
+                },
+            ),
+            metadata=value["metadata"],
+            parent_config={"configurable": {**named, "checkpoint_id": parent}} if parent else None,
+            pending_writes=self._load_writes(value["pending_writes"]),
+        )
+
+    def with_allowlist(self, extra_allowlist: Collection[tuple[str, ...]]) -> BoundSaver:
+        """A copy that also rebuilds a graph's own types; LangGraph asks for one at each run."""
+        clone = copy.copy(self)
+        clone.serde = _serde(frozenset(extra_allowlist))
+        return clone
+
+
+@cache
+def _serde(allowlist: frozenset[tuple[str, ...]]) -> JsonPlusSerializer:
+    return STRICT.with_msgpack_allowlist(allowlist)
+
+
+def _split(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The channels' values that stand in the checkpoint's own row, and those that are blobs beside it."""
+    inline, stored = {}, {}
+    for name, value in values.items():
+        if value is None or isinstance(value, str | int | float | bool):
+            inline[name] = value
+        else:
+            stored[name] = value
+            if isinstance(value, _DeltaSnapshot):
+                inline[name] = True  # marks, as in the stock saver, that there is a blob
+    return inline, stored

@@ -57,9 +57,14 @@ async def bound_connection(
                     await _undo(connection)
                     raise
         except psycopg.Error as error:
-            if error.sqlstate == FENCED and lease is not None:
-                raise LeaseLost(str(lease.run_id), lease.attempt) from None
-            raise
+            raise lease_lost(error, lease) or error from None
+
+
+def lease_lost(error: psycopg.Error, lease: Lease | None) -> LeaseLost | None:
+    """LeaseLost, if that is what the error of a write means; else None."""
+    if error.sqlstate == FENCED and lease is not None:
+        return LeaseLost(str(lease.run_id), lease.attempt)
+    return None
 
 
 async def _undo(connection: psycopg.AsyncConnection[DictRow]) -> None:

@@ -62,7 +62,7 @@ def _plain(value: Any) -> Any:
         case BaseModel():
             return _plain(value.model_dump())
         case Mapping():
-            return {str(_plain(key)): _plain(item) for key, item in value.items()}
+            return {_key(key): _plain(item) for key, item in value.items()}
         case list() | tuple() | set() | frozenset() | deque():
             return [_plain(item) for item in value]
         case bytes() | bytearray():
@@ -75,3 +75,7 @@ def _plain(value: Any) -> Any:
             return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
         case _:
             return str(value)
+
+
+def _key(key: Any) -> str:
+    return str(key.value if isinstance(key, enum.Enum) else key)

@@ -107,14 +107,15 @@ def insert_runs() -> Executable:
 
     A run whose idempotency key is taken, or whose strategy is reject on a busy thread, is left out.
     `rings`: the run is at its thread's head and due, so its doorbell is the caller's to ring.
-    Parameters: tenant, runs (a JSON array of objects with the keys of _NEW_RUN).
+    Parameters: the_tenant, runs (a JSON array of objects with the keys of _NEW_RUN).
     """
     new = (
         func.json_to_recordset(cast(bindparam("runs", type_=Text), JSON))
         .table_valued(*(column(c.name, c.type) for c in _NEW_RUN))
         .render_derived("new", with_types=True)
     )
-    tenant = bindparam("tenant", type_=Text)
+    # Not `tenant`: SQLAlchemy has an update set the columns that parameters are named as.
+    tenant = bindparam("the_tenant", type_=Text)
     seq = THREADS.c.last_seq - new.c.back
     run_at = func.coalesce(new.c.run_at, func.now())
     others = RUNS.alias("others")

@@ -1,0 +1,235 @@
+"""A cancelled run ends at once, its thread goes on, and what it still writes is refused."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from threadmill.core.errors import LeaseLost, NotCancellable, RunNotFound
+from threadmill.core.settings import Settings
+from threadmill.dlq import Desk
+from threadmill.producers import AsyncProducer, Producer, Run
+
+GRAPHS = """
+    import asyncio, operator, threading
+    from typing import Annotated, TypedDict
+    from langgraph.graph import StateGraph, START
+    from langgraph.runtime import Runtime
+
+    class State(TypedDict):
+        texts: Annotated[list[str], operator.add]
+
+    started, gate = threading.Event(), threading.Event()
+    finished = []
+
+    async def first(state, runtime: Runtime):
+        if state["texts"][-1] == "slow":
+            started.set()
+            assert await asyncio.to_thread(gate.wait, 20)
+            finished.append("first")
+            await runtime.store.aput(("notes",), "n", {"by": "first"})
+        return {"texts": ["first"]}
+
+    def second(state):
+        finished.append("second")
+        if state["texts"][-2] == "fail":
+            raise ValueError("no")
+        return {"texts": ["second"]}
+
+    work = (
+        StateGraph(State).add_node("first", first).add_node("second", second)
+        .add_edge(START, "first").add_edge("first", "second")
+    )
+"""
+CANCELLED = ("Cancelled", "cancelled on request", None)
+
+
+@pytest.fixture
+def worker(serve: Callable[..., None], start_local: Callable[..., Any]) -> Any:
+    serve(GRAPHS, work={"durability": "sync"})
+    return start_local()
+
+
+@pytest.fixture
+def enqueue(producer: Producer) -> Callable[[str], Run]:
+    return lambda text: producer.enqueue("work", {"texts": [text]}, tenant="acme", thread_id="t")
+
+
+def error_of(run: Run) -> tuple[str, str, str | None]:
+    assert run.error is not None
+    return run.error.type, run.error.message, run.error.node
+
+
+def test_a_pending_run_is_cancelled_at_once_and_the_next_goes_on(
+    worker: Any, enqueue: Callable[[str], Run], producer: Producer, admin: Any
+) -> None:
+    first, second, third = (enqueue(text) for text in "abc")
+
+    for run in (second, first):
+        cancelled = producer.cancel(run.id, tenant="acme")
+        assert (cancelled.status, error_of(cancelled)) == ("interrupted", CANCELLED)
+        assert cancelled.finished_at is not None
+        assert cancelled.started_at is None
+    assert worker.drops(first)
+    assert worker.drops(second)
+    worker.listen()
+
+    assert producer.wait(third.id, tenant="acme", timeout=20).status == "success"
+    state = producer.state("acme", "t")
+    assert (state.status, state.values) == ("idle", {"texts": ["c", "first", "second"]})
+    assert admin.execute("select count(*) from attempts").fetchone() == (0,)
+
+
+def test_the_only_run_of_a_thread_leaves_it_idle(
+    worker: Any, enqueue: Callable[[str], Run], producer: Producer
+) -> None:
+    producer.cancel(enqueue("a").id, tenant="acme")
+
+    state = producer.state("acme", "t")
+    assert (state.status, state.values) == ("idle", {})
+
+
+def test_a_running_run_writes_nothing_more(
+    worker: Any, enqueue: Callable[[str], Run], producer: Producer, admin: Any
+) -> None:
+    run = enqueue("slow")
+    answer = worker.answer(run)
+    assert worker.graphs.started.wait(20)
+    before = producer.state("acme", "t").checkpoint_id
+
+    cancelled = producer.cancel(run.id, tenant="acme")
+    assert (cancelled.status, cancelled.attempt) == ("interrupted", 1)
+    assert producer.state("acme", "t").status == "interrupted"
+    worker.graphs.gate.set()
+
+    with pytest.raises(LeaseLost):
+        answer.result(20)
+    assert worker.graphs.finished == ["first"], "the second node is not begun"
+    state = producer.state("acme", "t")
+    assert (state.checkpoint_id, state.values) == (before, {"texts": ["slow"]})
+    assert admin.execute("select count(*) from store").fetchone() == (0,)
+    assert producer.get(run.id, tenant="acme") == cancelled
+    assert admin.execute("select attempt, outcome, started_at is not null from attempts").fetchall() == [
+        (1, "cancelled", True)
+    ]
+    assert admin.execute("select count(*) from dead_letters").fetchone() == (0,)
+
+
+def test_the_thread_of_a_cancelled_running_run_goes_on(
+    worker: Any, enqueue: Callable[[str], Run], producer: Producer
+) -> None:
+    run, following = enqueue("slow"), enqueue("quick")
+    answer = worker.answer(run)
+    assert worker.graphs.started.wait(20)
+    worker.listen()
+
+    producer.cancel(run.id, tenant="acme")
+
+    # The node of the cancelled attempt is still at work.
+    assert producer.wait(following.id, tenant="acme", timeout=20).status == "success"
+    worker.graphs.gate.set()
+    assert isinstance(answer.exception(20), LeaseLost)
+    state = producer.state("acme", "t")
+    assert (state.status, state.values) == ("idle", {"texts": ["slow", "quick", "first", "second"]})
+
+
+def test_who_waits_for_a_cancelled_run_is_told(
+    worker: Any, enqueue: Callable[[str], Run], producer: Producer
+) -> None:
+    run = enqueue("a")
+
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(producer.wait, run.id, tenant="acme", timeout=20)
+        producer.cancel(run.id, tenant="acme")
+        assert waiting.result(20).status == "interrupted"
+
+
+@pytest.mark.parametrize("text", ["a", "fail"])
+def test_a_finished_run_is_not_cancellable(
+    worker: Any, enqueue: Callable[[str], Run], producer: Producer, text: str
+) -> None:
+    run = enqueue(text)
+    worker.answer(run).exception(20)
+    done = producer.get(run.id, tenant="acme")
+
+    with pytest.raises(NotCancellable) as raised:
+        producer.cancel(run.id, tenant="acme")
+
+    assert (raised.value.run_id, raised.value.status) == (run.id, done.status)
+    assert done.is_finished
+    assert producer.get(run.id, tenant="acme") == done
+
+
+def test_a_cancelled_run_is_not_cancellable(
+    enqueue: Callable[[str], Run], worker: Any, producer: Producer
+) -> None:
+    run = enqueue("a")
+    producer.cancel(run.id, tenant="acme")
+
+    with pytest.raises(NotCancellable, match=f"run {run.id} is interrupted and cannot be cancelled"):
+        producer.cancel(run.id, tenant="acme")
+
+
+def test_of_several_who_cancel_at_once_one_does(
+    worker: Any, enqueue: Callable[[str], Run], producer: Producer
+) -> None:
+    run = enqueue("a")
+    barrier = threading.Barrier(6)
+
+    def cancel(_: int) -> str:
+        barrier.wait(10)
+        try:
+            return producer.cancel(run.id, tenant="acme").status
+        except NotCancellable:
+            return "refused"
+
+    with ThreadPoolExecutor(6) as pool:
+        assert sorted(pool.map(cancel, range(6))) == ["interrupted"] + ["refused"] * 5
+
+
+def test_another_tenants_run_is_not_found_and_goes_on(
+    worker: Any, enqueue: Callable[[str], Run], producer: Producer
+) -> None:
+    run = enqueue("a")
+
+    for name in (run.id, "no-uuid", "00000000-0000-0000-0000-000000000000"):
+        with pytest.raises(RunNotFound, match=name):
+            producer.cancel(name, tenant="globex")
+
+    assert worker.answer(run).result(20) == "success"
+
+
+def test_cancelling_a_replay_discards_its_dead_letter_and_frees_the_lane(
+    serve: Callable[..., None],
+    start_local: Callable[..., Any],
+    enqueue: Callable[[str], Run],
+    producer: Producer,
+    settings: Settings,
+) -> None:
+    serve(GRAPHS, work={"on_dead_letter": "hold"})
+    worker = start_local()
+    run = enqueue("fail")
+    worker.answer(run).exception(20)
+    following = enqueue("a")
+    with Desk(settings) as desk:
+        (letter,) = desk.list()
+        desk.replay(letter.id)
+        assert worker.drops(following)
+
+        assert producer.cancel(run.id, tenant="acme").status == "interrupted"
+
+        assert desk.get(letter.id).status == "discarded"
+    assert worker.answer(following).result(20) == "success"
+
+
+async def test_the_asyncio_producer_cancels_too(worker: Any, settings: Settings) -> None:
+    async with AsyncProducer(settings) as producer:
+        run = await producer.enqueue("work", {"texts": ["a"]}, tenant="acme", thread_id="t")
+
+        assert (await producer.cancel(run.id, tenant="acme")).status == "interrupted"
+        with pytest.raises(NotCancellable):
+            await producer.cancel(run.id, tenant="acme")

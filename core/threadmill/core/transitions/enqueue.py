@@ -16,7 +16,6 @@ from sqlalchemy import (
     case,
     cast,
     column,
-    exists,
     func,
     null,
     or_,
@@ -116,17 +115,29 @@ def insert_runs() -> Executable:
     )
     # Not `tenant`: SQLAlchemy has an update set the columns that parameters are named as.
     tenant = bindparam("the_tenant", type_=Text)
-    seq = THREADS.c.last_seq - new.c.back
+    # Looked up row by row, by lateral and scalar subqueries with a limit: Postgres takes the JSON for 100
+    # rows, and would rather hash the tenant's every thread and run than use an index for each.
+    thread = (
+        select(THREADS.c.last_seq, THREADS.c.held_by)
+        .where(THREADS.c.tenant == tenant, THREADS.c.thread_id == new.c.thread_id)
+        .limit(1)
+        .lateral("thread")
+    )
+    seq = thread.c.last_seq - new.c.back
     run_at = func.coalesce(new.c.run_at, func.now())
     others = RUNS.alias("others")
-    busy = exists(
-        select(others.c.id).where(
+    other = (
+        select(others.c.id)
+        .where(
             others.c.tenant == tenant,
             others.c.thread_id == new.c.thread_id,
             is_unfinished(others.c.status),
         )
+        .limit(1)
+        .scalar_subquery()
     )
-    rings = and_(new.c.first, ~busy, THREADS.c.held_by.is_(null()), run_at <= func.now())
+    leads = and_(new.c.first, other.is_(null()))
+    rings = and_(leads, thread.c.held_by.is_(null()), run_at <= func.now())
     values = {
         "id": new.c.id,
         "tenant": tenant,
@@ -139,10 +150,8 @@ def insert_runs() -> Executable:
     }
     rows = (
         select(*values.values())
-        .select_from(
-            new.join(THREADS, and_(THREADS.c.tenant == tenant, THREADS.c.thread_id == new.c.thread_id))
-        )
-        .where(or_(new.c.multitask_strategy != word("reject"), and_(new.c.first, ~busy)))
+        .select_from(new.join(thread, true()))
+        .where(or_(new.c.multitask_strategy != word("reject"), leads))
     )
     insertion = upsert(RUNS).from_select(list(values), rows)
     inserted = (
@@ -156,7 +165,10 @@ def insert_runs() -> Executable:
     # A thread whose run was left out stays as it stands.
     occupied = (
         update(THREADS)
-        .where(THREADS.c.tenant == tenant, THREADS.c.thread_id.in_(select(inserted.c.thread_id)))
+        .where(
+            THREADS.c.tenant == tenant,
+            THREADS.c.thread_id == func.any(func.array(select(inserted.c.thread_id).scalar_subquery())),
+        )
         .values(status=word("busy"), updated_at=func.now())
         .returning(THREADS.c.thread_id)
         .cte("occupied")

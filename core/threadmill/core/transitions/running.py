@@ -37,6 +37,7 @@ from threadmill.core.transitions.terms import (
     RUNS,
     TENANTS,
     THREADS,
+    another_running,
     earlier_unfinished,
     is_unfinished,
     lane_is_free,
@@ -62,6 +63,7 @@ def claim() -> Executable:
             RUNS.c.status == word("pending"),
             RUNS.c.run_at <= func.now(),
             ~earlier_unfinished(RUNS),
+            ~another_running(RUNS),
             lane_is_free(),
             ~tenant_is_paused(),
         )

@@ -62,6 +62,19 @@ def earlier_unfinished(run: Any) -> ColumnElement[bool]:
     )
 
 
+def another_running(run: Any) -> ColumnElement[bool]:
+    """Whether another run of the thread is running: a later one, where this one is replayed."""
+    other = RUNS.alias("other")
+    return exists(
+        select(other.c.id).where(
+            other.c.tenant == run.c.tenant,
+            other.c.thread_id == run.c.thread_id,
+            other.c.id != run.c.id,
+            other.c.status == word("running"),
+        )
+    )
+
+
 def lane_is_free() -> ColumnElement[bool]:
     """The run's thread is held by no dead letter, or by the run's own."""
     return exists(

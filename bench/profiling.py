@@ -73,7 +73,16 @@ def profile(arena: Arena, load: Load) -> Profile:
     if found is None:
         raise PySpyMissing
     output = arena.folder / "stacks.txt"
-    options = ["--format", "raw", "--rate", str(SAMPLES_PER_SECOND), "--threads", "--full-filenames", "--gil", "--nonblocking"]
+    options = [
+        "--format",
+        "raw",
+        "--rate",
+        str(SAMPLES_PER_SECOND),
+        "--threads",
+        "--full-filenames",
+        "--gil",
+        "--nonblocking",
+    ]
     argv = [found, "record", *options, "--output", str(output), "--", *WORKER]
     with Mill(workers=1, argv=argv).running(arena, load) as fleet:
         before = _cpu(fleet.workers[0])

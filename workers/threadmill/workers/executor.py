@@ -36,6 +36,7 @@ CHECKPOINTER_KEY = "__pregel_checkpointer"
 RUNTIME_KEY = "__pregel_runtime"
 CACHE_KEY = "__pregel_cache"
 STRICT_RESUME_KEY = "__pregel_strict_resume"
+NULL_TASK_ID = "00000000-0000-0000-0000-000000000000"  # under which a command's writes are saved
 
 _log = structlog.get_logger("threadmill.executor")
 
@@ -123,7 +124,7 @@ class Executor:
         try:
             graph = await self._registry.graph(run["graph"], attempt.config)
             output = await graph.ainvoke(
-                _graph_input(run),
+                await _graph_input(run, attempt.saver),
                 attempt.config,
                 context=run["context"],
                 durability=_durability(run, attempt.policy),
@@ -234,10 +235,16 @@ def _durability(run: Row, policy: GraphPolicy) -> Durability:
     return cast(Durability, run["durability"] or policy.durability)
 
 
-def _graph_input(run: Row) -> Any:
+async def _graph_input(run: Row, saver: BoundSaver) -> Any:
+    """What the graph is invoked with; None where the run has given its command already, and goes on.
+
+    LangGraph knows an input that it has applied by the run's id, but takes a command again each time.
+    """
     command = run["command"]
     if command is None:
         return run["input"]
+    if run["attempt"] > 1 and await _took_command(run, saver):
+        return None
     goto = command.get("goto", ())
     targets = goto if isinstance(goto, list) else [goto] if goto else []
     return Command(
@@ -245,6 +252,15 @@ def _graph_input(run: Row) -> Any:
         update=command.get("update"),
         goto=[t if isinstance(t, str) else Send(t["node"], t["input"]) for t in targets],
     )
+
+
+async def _took_command(run: Row, saver: BoundSaver) -> bool:
+    """Whether the thread stands at a checkpoint of this run's, or holds what its command wrote."""
+    head = await saver.aget_tuple({CONF: {"thread_id": run["thread_id"]}})
+    if head is None:
+        return False
+    wrote = any(task_id == NULL_TASK_ID for task_id, _, _ in head.pending_writes or ())
+    return wrote or head.metadata.get("run_id") == str(run["id"])
 
 
 def _failed_node(snapshot: StateSnapshot | None) -> str | None:

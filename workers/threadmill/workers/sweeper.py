@@ -80,7 +80,12 @@ class Sweeper:
         ends_at = time.monotonic() + self._settings.sweep_interval
         while not self._stopping.is_set() and (left := ends_at - time.monotonic()) > 0:
             for notice in connection.notifies(timeout=min(left, STOP_LATENCY), stop_after=1):
-                self._doorbell.ring([Bell.from_json(notice.payload)])
+                try:
+                    bell = Bell.from_json(notice.payload)
+                except (TypeError, ValueError):  # whoever may connect may notify, anything
+                    _log.warning("sweeper.no_bell")
+                else:
+                    self._doorbell.ring([bell])
 
     def _is_leader(self, connection: psycopg.Connection[DictRow]) -> bool:
         row = connection.execute(_LEAD).fetchone()

@@ -1,0 +1,166 @@
+"""The statements that run all the time find their rows by an index, however many finished runs there are."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+from psycopg.types.json import Jsonb
+from sqlalchemy.sql import Executable
+
+from threadmill.core.database import connect
+from threadmill.core.settings import Settings
+from threadmill.core.statement import compiled
+from threadmill.core.transitions import (
+    bind_tenant,
+    bury,
+    cancel,
+    claim,
+    expire_outputs,
+    find_by_idempotency_key,
+    lock_thread,
+    ring_again,
+    succeed,
+)
+from threadmill.dlq.replay_worker import _WAITING
+from threadmill.producers import queries
+
+RUN = uuid.UUID(int=25_001)
+LANE = {"tenant": "t1", "thread_id": "th1"}
+# 25,000 threads of two runs; of the newer, some are running and some pending. One lane has 300 pending runs.
+FILL = """
+    insert into threads (tenant, thread_id, last_seq)
+        select 't' || n % 20, 'th' || n, 2 from generate_series(0, 24999) n;
+    insert into threads (tenant, thread_id, last_seq) values ('deep', 'deep', 300);
+    insert into runs (id, tenant, thread_id, seq, graph, input, status, run_at, finished_at, idempotency_key)
+        select lpad(to_hex(n), 32, '0')::uuid, 't' || n % 20, 'th' || n % 25000, n / 25000 + 1, 'g',
+            to_json(repeat('x', 400)),
+            case when n < 25000 then 'success' when n % 250 = 1 then 'pending' when n % 250 = 11 then 'running'
+                else 'success' end,
+            now() - interval '1 h', now() - interval '1 h', 'k' || n
+        from generate_series(0, 49999) n;
+    insert into runs (id, tenant, thread_id, seq, graph)
+        select gen_random_uuid(), 'deep', 'deep', n, 'g' from generate_series(1, 300) n;
+    insert into dead_letters (id, run_id, tenant, thread_id, graph, reason, error, fingerprint, status,
+            next_replay_at)
+        select id, id, tenant, thread_id, 'g', 'failed', '{}', 'f',
+            case substr(thread_id, 4) when '77' then 'waiting' else 'resolved' end, now() + interval '1 h'
+        from runs where seq = 1;
+    analyze;
+"""
+
+
+@pytest.fixture
+def explain(settings: Settings, admin: Any) -> Iterator[Any]:
+    """The nodes of a statement's plan, as (kind of node, index or table)."""
+    admin.execute(FILL)
+    with connect(settings) as connection:
+
+        def explain(
+            statement: Executable, parameters: Mapping[str, Any], tenant: str | None = None
+        ) -> list[tuple[str, str]]:
+            query = compiled(statement)
+            values = {
+                name: Jsonb(value) if isinstance(value, dict) else value
+                for name, value in query.bind(parameters).items()
+            }
+            with connection.transaction(force_rollback=True):
+                if tenant is not None:
+                    bind = compiled(bind_tenant())
+                    connection.execute(bind.sql, bind.bind({"tenant": tenant}))
+                row = connection.execute(f"explain (format json) {query.sql}", values).fetchone()
+            assert row is not None
+            return list(nodes(row["QUERY PLAN"][0]["Plan"]))
+
+        yield explain
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    yield plan["Node Type"], plan.get("Index Name") or plan.get("Relation Name") or ""
+    for part in plan.get("Plans", []):
+        yield from nodes(part)
+
+
+def of_batch(plan: Any) -> Executable:
+    """The statement that a plan sends after it has bound the transaction to a tenant."""
+    step = next(plan).steps[1]
+    assert isinstance(step.statement, Executable)
+    return step.statement
+
+
+def page(**options: Any) -> Executable:
+    everything = {"thread_id": None, "status": None, "graph": None, "limit": 100, "after": None}
+    return of_batch(queries.list_runs("t1", **{**everything, **options}))
+
+
+END = {"run_id": RUN, "attempt": 1, "checkpoint_id": "c", "next_nodes": []}
+FAILURE = {
+    **dict.fromkeys(("reason", "node", "exception_type", "message", "traceback", "fingerprint"), "x"),
+    "letter_id": RUN,
+    "error": {},
+    "hold": False,
+}
+
+
+def test_the_hot_statements_use_their_indexes(explain: Any) -> None:
+    pending = {"runs_unfinished_idx"}
+    statements: dict[str, tuple[Executable, dict[str, Any], str | None, set[str]]] = {
+        "lock_thread": (lock_thread(), LANE, None, {"threads_pkey"}),
+        "claim": (
+            claim(),
+            {**LANE, "run_id": RUN, "worker_id": RUN, "graph_version": "1"},
+            None,
+            {"runs_unfinished_idx", "threads_pkey", "runs_one_running_per_thread"},
+        ),
+        "succeed": (
+            succeed(),
+            {**END, "output": {}, "thread_status": "idle", "interrupts": None},
+            None,
+            {"runs_pkey", "dead_letters_run_id_key", "threads_pkey", *pending},
+        ),
+        "bury": (bury(), {**END, **FAILURE}, None, {"runs_pkey", "threads_pkey", *pending}),
+        "cancel": (cancel(), {"run_id": RUN, "error": {}}, "t1", {"runs_pkey", "threads_pkey", *pending}),
+        "ring_again": (
+            ring_again(),
+            {"limit": 1000, "patience": 5.0},
+            None,
+            {"runs_due_idx", "runs_pkey", "threads_pkey", *pending},
+        ),
+        "get": (of_batch(queries.get(RUN, "t1")), {"run_id": RUN}, "t1", {"runs_pkey"}),
+        "list": (page(), {}, "t1", {"runs_tenant_id_idx"}),
+        "list, next page": (page(after=str(RUN)), {}, "t1", {"runs_tenant_id_idx"}),
+        "list of a thread": (page(thread_id="th1"), {}, "t1", {"runs_tenant_thread_id_seq_key"}),
+        "find_by_idempotency_key": (
+            find_by_idempotency_key(),
+            {"tenant": "t1", "idempotency_key": "k1"},
+            "t1",
+            {"runs_idempotency_key"},
+        ),
+        "the replay worker's look": (_WAITING, {}, None, {"dead_letters_due_idx"}),
+        "expire_outputs": (expire_outputs(), {"ttl": 86400.0, "limit": 1000}, None, {"runs_pkey"}),
+    }
+
+    for name, (statement, parameters, tenant, expected) in statements.items():
+        plan = explain(statement, parameters, tenant)
+        indexes = {index for kind, index in plan if "Index" in kind}
+        scanned = {table for kind, table in plan if kind == "Seq Scan"} & {"runs", "threads", "dead_letters"}
+        assert scanned == set(), f"{name} reads a whole table: {plan}"
+        assert expected <= indexes, f"{name}: {plan}"
+
+
+def test_a_deep_lane_costs_a_sweep_no_more_than_a_glance(
+    settings: Settings, explain: Any, admin: Any
+) -> None:
+    sweep = compiled(ring_again())
+    with connect(settings) as connection, connection.transaction(force_rollback=True):
+        rung = connection.execute(sweep.sql, sweep.bind({"limit": 1000, "patience": 5.0})).fetchall()
+
+    with connect(settings) as connection, connection.transaction(force_rollback=True):
+        for r in connection.execute(
+            "explain (analyze, buffers) " + sweep.sql, sweep.bind({"limit": 1000, "patience": 5.0})
+        ).fetchall():
+            print(r["QUERY PLAN"])
+    assert len(rung) == 101  # one of each pending thread, and the head of the deep one
+    assert [row["thread_id"] for row in rung].count("deep") == 1

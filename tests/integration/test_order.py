@@ -7,11 +7,14 @@ import itertools
 import json
 import subprocess
 import sys
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
+import psycopg
 import pytest
 
 from threadmill.core.doorbell import Bell, Doorbell
@@ -19,7 +22,7 @@ from threadmill.core.settings import Settings
 from threadmill.producers import Producer
 
 GRAPHS = """
-    import asyncio, operator, os, time
+    import asyncio, operator, os, threading, time
     from typing import Annotated, TypedDict
     from langgraph.graph import StateGraph, START
 
@@ -32,7 +35,17 @@ GRAPHS = """
         await asyncio.sleep(0.005)
         return {"spans": [(state["texts"][-1], os.getpid(), began, time.monotonic())]}
 
-    work = StateGraph(State).add_node("work", work).add_edge(START, "work")
+    started, gate = threading.Event(), threading.Event()
+
+    def hold(state):
+        if state["texts"][-1] == "wait":
+            started.set()
+            assert gate.wait(20)
+
+    work = (
+        StateGraph(State).add_node("work", work).add_node("hold", hold)
+        .add_edge(START, "work").add_edge("work", "hold")
+    )
 """
 
 # Enqueues a list of calls to enqueue_many, as soon as it is told to, and prints the seqs of each.
@@ -90,6 +103,29 @@ def doorbell(settings: Settings) -> Iterator[Doorbell]:
     doorbell.close()
 
 
+@contextmanager
+def ringing_in_disorder(doorbell: Doorbell, settings: Settings) -> Iterator[None]:
+    """Bells for all runs that wait, the last first, again and again."""
+    ended = threading.Event()
+
+    def ring() -> None:
+        with psycopg.connect(settings.database_url, autocommit=True) as connection:
+            while not ended.wait(0.005):
+                waiting = connection.execute(
+                    "select id, tenant, thread_id, graph from threadmill.runs where status = 'pending'"
+                    " order by seq desc"
+                ).fetchall()
+                doorbell.ring(Bell(*row) for row in waiting)
+
+    with ThreadPoolExecutor(1) as pool:
+        ringing = pool.submit(ring)
+        try:
+            yield
+        finally:
+            ended.set()
+        ringing.result()
+
+
 def test_twenty_runs_of_four_processes_take_effect_in_order_on_two_workers(
     serve: Callable[..., None],
     start_worker: Callable[..., Any],
@@ -102,14 +138,12 @@ def test_twenty_runs_of_four_processes_take_effect_in_order_on_two_workers(
     with ThreadPoolExecutor(2) as pool:
         workers = list(pool.map(lambda _: start_worker(), range(2)))
 
-    seqs = enqueue_at_once(
-        settings, *([[request(f"{caller}.{number}")] for number in range(5)] for caller in range(4))
-    )
-    runs = admin.execute("select id, input from runs order by seq").fetchall()
-    # Bells may come in any order and any number of times.
-    bells = [Bell(run_id, "acme", "t", "work") for run_id, _ in runs]
-    doorbell.ring([*reversed(bells), *bells[::3], *bells])
-    done = [producer.wait(run_id, tenant="acme", timeout=40) for run_id, _ in runs]
+    with ringing_in_disorder(doorbell, settings):
+        seqs = enqueue_at_once(
+            settings, *([[request(f"{caller}.{number}")] for number in range(5)] for caller in range(4))
+        )
+        runs = admin.execute("select id, input from runs order by seq").fetchall()
+        done = [producer.wait(run_id, tenant="acme", timeout=40) for run_id, _ in runs]
 
     assert sorted(seq for caller in seqs for (seq,) in caller) == list(range(1, 21))
     assert [(run.status, run.attempt) for run in done] == [("success", 1)] * 20
@@ -207,3 +241,25 @@ def test_a_bell_that_names_another_tenant_or_thread_is_dropped(
 
     assert producer.get(run.id, tenant="acme").status == "pending"
     assert producer.get(other.id, tenant="globex").status == "pending"
+
+
+def test_a_run_that_ends_while_the_next_is_enqueued_rings_for_it(
+    serve: Callable[..., None],
+    start_local: Callable[..., Any],
+    settings: Settings,
+    producer: Producer,
+    admin: Any,
+) -> None:
+    serve(GRAPHS, work={})
+    worker = start_local(sweep_interval=3600)  # nobody else rings
+    worker.listen()
+    run = producer.enqueue(**request("wait"))
+    assert worker.graphs.started.wait(20)
+
+    with psycopg.connect(settings.database_url) as caller:
+        following = producer.enqueue(**request("next"), session=caller)  # it sees that the thread is busy
+        worker.graphs.gate.set()
+        while not admin.execute("select from pg_locks where not granted").fetchall():
+            assert producer.get(run.id, tenant="acme").status == "running", "its end must wait"
+
+    assert producer.wait(following.id, tenant="acme", timeout=10).status == "success"

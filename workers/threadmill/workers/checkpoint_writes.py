@@ -6,6 +6,9 @@ pipeline and no explicit transaction: a third of the messages, and less of both 
 What makes it right: `bound` is computed before any row of the selects that read it, so the tenant is set
 before row-level security looks at a row, and a fence that raises undoes the statement. Were it otherwise,
 the rows would be refused, not written unbound.
+
+The arrays are wrapped in selects so that Postgres cannot see how long they are: it would find its generic
+plan, made for arrays of ten, too dear for arrays of one, and plan the statement anew each time.
 """
 
 from __future__ import annotations
@@ -44,7 +47,8 @@ def _checkpoint_sql(fenced: bool) -> str:
             insert into {SCHEMA}.checkpoint_blobs (thread_id, checkpoint_ns, channel, version, type, blob)
             select %(key)s, %(namespace)s, blob.*
             from bound cross join unnest(
-                %(channels)s::text[], %(versions)s::text[], %(types)s::text[], %(blobs)s::bytea[]
+                (select %(channels)s::text[]), (select %(versions)s::text[]),
+                (select %(types)s::text[]), (select %(blobs)s::bytea[])
             ) as blob
             on conflict (thread_id, checkpoint_ns, channel, version) do nothing
         )
@@ -70,7 +74,8 @@ def _writes_sql(fenced: bool, replaces: bool) -> str:
             (thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, blob)
         select %(key)s, %(namespace)s, %(checkpoint_id)s, %(task_id)s, %(task_path)s, one.*
         from bound cross join unnest(
-            %(indexes)s::int[], %(channels)s::text[], %(types)s::text[], %(blobs)s::bytea[]
+            (select %(indexes)s::int[]), (select %(channels)s::text[]),
+            (select %(types)s::text[]), (select %(blobs)s::bytea[])
         ) as one
         on conflict (thread_id, checkpoint_ns, checkpoint_id, task_id, idx) {conflict}
     """  # noqa: S608 - constants

@@ -36,14 +36,29 @@ async def _upgrade(settings: Settings) -> None:
     async with await psycopg.AsyncConnection.connect(
         connection_info(settings, role=None), autocommit=True, row_factory=dict_row
     ) as connection:
-        # LangGraph's setup() cannot be run by two at once.
-        await connection.execute(f"select pg_advisory_lock(hashtext('{SCHEMA}.langgraph'))")
+        await _take_turns(connection)
         await AsyncPostgresSaver(connection).setup()
         store = AsyncPostgresStore(connection)
         await store.setup()
         for table in CHECKPOINT_TABLES:
+            # Nothing reads by it that the primary key, which begins with the same column, does not serve.
+            await connection.execute(f"drop index if exists {SCHEMA}.{table}_thread_id_idx")
             await _guard(connection, table, _OWN_CHECKPOINT)
         await _guard(connection, STORE_TABLE, _OWN_ITEM)
+
+
+async def _take_turns(connection: psycopg.AsyncConnection[DictRow]) -> None:
+    """Locks for as long as the connection lives: LangGraph's setup() cannot be run by two at once.
+
+    It asks again and again, as it builds indexes concurrently, and these wait for every statement that is
+    under way: also for one that waits for the lock.
+    """
+    lock = f"select pg_try_advisory_lock(hashtext('{SCHEMA}.langgraph')) as locked"
+    while True:
+        row = await (await connection.execute(lock)).fetchone()
+        if row is not None and row["locked"]:
+            return
+        await asyncio.sleep(0.1)
 
 
 async def _guard(connection: psycopg.AsyncConnection[DictRow], table: str, own: str) -> None:

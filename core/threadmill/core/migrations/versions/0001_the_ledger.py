@@ -14,7 +14,8 @@ depends_on = None
 LEDGER = ("threads", "runs", "attempts", "dead_letters", "crons")
 FLEET_ONLY = ("workers", "api_keys", "tenants")
 
-# Roles belong to the whole cluster, so another database's Threadmill may have made them already.
+# Roles belong to the whole cluster, so another database's Threadmill may have made them already, as an owner
+# from whom this one has them and may not give them on.
 ROLES = """
 do $$
 declare
@@ -22,16 +23,24 @@ declare
 begin
     foreach name in array array['threadmill_tenant', 'threadmill_fleet'] loop
         begin
-            execute format('create role %I nologin nosuperuser nobypassrls', name);
+            if not exists (select from pg_roles where rolname = name) then
+                execute format('create role %I nologin nosuperuser nobypassrls', name);
+            end if;
         exception when duplicate_object or unique_violation then
             null;
         end;
     end loop;
-    grant threadmill_tenant to threadmill_fleet;
-    -- Whoever migrates may act as the fleet; a superuser may anyway.
-    if not (select rolsuper from pg_roles where rolname = current_user) then
-        execute format('grant threadmill_fleet to %I', current_user);
-    end if;
+    begin
+        grant threadmill_tenant to threadmill_fleet;
+        -- Whoever migrates may act as the fleet; a superuser may anyway.
+        if not (select rolsuper from pg_roles where rolname = current_user) then
+            execute format('grant threadmill_fleet to %I', current_user);
+        end if;
+    exception when insufficient_privilege then
+        if not pg_has_role(current_user, 'threadmill_fleet', 'member') then
+            raise;
+        end if;
+    end;
 end
 $$
 """

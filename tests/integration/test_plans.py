@@ -20,6 +20,7 @@ from threadmill.core.transitions import (
     claim,
     expire_outputs,
     find_by_idempotency_key,
+    insert_runs,
     lock_thread,
     ring_again,
     succeed,
@@ -107,6 +108,12 @@ FAILURE = {
 def test_the_hot_statements_use_their_indexes(explain: Any) -> None:
     pending = {"runs_unfinished_idx"}
     statements: dict[str, tuple[Executable, dict[str, Any], str | None, set[str]]] = {
+        "insert_runs": (
+            insert_runs(),
+            {"the_tenant": "t1", "runs": "[]"},
+            "t1",
+            {"threads_pkey", *pending},
+        ),
         "lock_thread": (lock_thread(), LANE, None, {"threads_pkey"}),
         "claim": (
             claim(),

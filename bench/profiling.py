@@ -141,7 +141,7 @@ def counted(stacks: Iterable[Stack]) -> tuple[Counter[str], Counter[str]]:
 
 
 def by_part(stacks: Iterable[Stack]) -> Counter[str]:
-    """Samples by the innermost function of Threadmill's; by thread and the task's outermost function without."""
+    """Samples by the innermost function of Threadmill's; those without one by their thread."""
     parts: Counter[str] = Counter()
     for stack in stacks:
         functions = [_function(frame) for frame in stack.frames[1:]]

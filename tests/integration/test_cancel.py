@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ import pytest
 from threadmill.core.errors import LeaseLost, NotCancellable, RunNotFound
 from threadmill.core.settings import Settings
 from threadmill.dlq import Desk
-from threadmill.producers import AsyncProducer, Producer, Run
+from threadmill.producers import AsyncProducer, Producer, Run, waiting
 
 GRAPHS = """
     import asyncio, operator, threading
@@ -138,14 +139,23 @@ def test_the_thread_of_a_cancelled_running_run_goes_on(
 
 
 def test_who_waits_for_a_cancelled_run_is_told(
-    worker: Any, enqueue: Callable[[str], Run], producer: Producer
+    worker: Any,
+    enqueue: Callable[[str], Run],
+    producer: Producer,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(waiting, "TRUST_SECONDS", 30.0)  # who waits does not ask the ledger again by itself
     run = enqueue("a")
 
-    with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(producer.wait, run.id, tenant="acme", timeout=20)
-        producer.cancel(run.id, tenant="acme")
-        assert waiting.result(20).status == "interrupted"
+    with (
+        Producer(settings) as other,
+        producer._notices.of(run.id) as wait,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        told = pool.submit(wait, 30)
+        other.cancel(run.id, tenant="acme")
+        told.result(20)
 
 
 @pytest.mark.parametrize("text", ["a", "fail"])
@@ -226,10 +236,17 @@ def test_cancelling_a_replay_discards_its_dead_letter_and_frees_the_lane(
     assert worker.answer(following).result(20) == "success"
 
 
-async def test_the_asyncio_producer_cancels_too(worker: Any, settings: Settings) -> None:
-    async with AsyncProducer(settings) as producer:
+async def test_the_asyncio_producer_cancels_and_tells_too(
+    worker: Any, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting, "TRUST_SECONDS", 30.0)
+    async with AsyncProducer(settings) as producer, AsyncProducer(settings) as other:
         run = await producer.enqueue("work", {"texts": ["a"]}, tenant="acme", thread_id="t")
+        async with producer._loop_notices().of(run.id) as wait:
+            told = asyncio.create_task(wait(30))
+            assert (await other.cancel(run.id, tenant="acme")).status == "interrupted"
+            async with asyncio.timeout(20):
+                await told
 
-        assert (await producer.cancel(run.id, tenant="acme")).status == "interrupted"
         with pytest.raises(NotCancellable):
             await producer.cancel(run.id, tenant="acme")

@@ -621,3 +621,15 @@ async def test_a_bell_that_nobody_takes_is_no_error(
     for run in runs:
         done = await asyncio.to_thread(producer.wait, run.id, tenant="acme", timeout=20)
         assert done.status == "success"
+
+
+def test_more_callers_than_connections_to_a_silent_broker_are_no_error(
+    worker: Any, settings: Settings, black_hole: int
+) -> None:
+    callers = 40  # Celery's pool holds ten
+    url = f"redis://127.0.0.1:{black_hole}/0"
+    silent = settings.model_copy(update={"broker_url": url, "connect_timeout": 2})
+    with Producer(silent) as producer, ThreadPoolExecutor(callers) as pool:
+        runs = list(pool.map(lambda n: producer.enqueue(**{**TALK, "thread_id": f"t{n}"}), range(callers)))
+
+    assert {run.status for run in runs} == {"pending"}

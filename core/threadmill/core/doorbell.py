@@ -9,9 +9,10 @@ from typing import NamedTuple
 
 import structlog
 from celery import Celery
-from kombu.exceptions import OperationalError
+from kombu.exceptions import LimitExceeded, OperationalError
 
 from threadmill.core.celery_app import RUN_TASK, create_celery_app
+from threadmill.core.errors import BrokerUnavailable
 from threadmill.core.settings import Settings
 from threadmill.core.statement import Row
 
@@ -56,7 +57,9 @@ class Doorbell:
         self._settings = settings
         self._app = app or create_celery_app(settings)
         connection = self._app.connection_for_write()
-        self._broker_errors = (OperationalError, OSError, *connection.connection_errors)
+        self._address = connection.as_uri()  # without its password
+        # LimitExceeded: all of Celery's connections wait for a broker that does not answer.
+        self._broker_errors = (OperationalError, LimitExceeded, OSError, *connection.connection_errors)
 
     def ring(self, bells: Iterable[Bell]) -> int:
         """Rings each bell, blocking; gives up at the first that the broker does not take.
@@ -84,13 +87,16 @@ class Doorbell:
         return rung
 
     def waiting(self) -> int:
-        """How many bells wait in the queue. Raises what kombu raises where the broker is away."""
-        with self._app.connection_for_read() as connection:
-            try:
-                queue = connection.default_channel.queue_declare(self._settings.queue, passive=True)
-            except connection.channel_errors:  # an empty queue does not exist in Redis
-                return 0
-            return int(queue.message_count)
+        """How many bells wait in the queue. Raises BrokerUnavailable."""
+        try:
+            with self._app.connection_for_read() as connection:
+                try:
+                    queue = connection.default_channel.queue_declare(self._settings.queue, passive=True)
+                except connection.channel_errors:  # an empty queue does not exist in Redis
+                    return 0
+                return int(queue.message_count)
+        except self._broker_errors as error:
+            raise BrokerUnavailable(self._address, str(error)) from error
 
     def close(self) -> None:
         self._app.close()

@@ -147,6 +147,7 @@ class Producer:
         """
         run, bells = self._database.carry_out(queries.cancel_run(run_id, tenant))
         self._doorbell.ring(bells)
+        self._notices.tell(run.id)
         return run
 
     def state(self, tenant: str, thread_id: str) -> ThreadState:
@@ -180,7 +181,7 @@ class AsyncProducer:
         self._settings = (settings or Settings()).located()
         self._database = AsyncDatabase(self._settings)
         self._doorbell = Doorbell(self._settings)
-        self._notices: AsyncNotices | None = None  # its connection belongs to the loop that first waits
+        self._notices: AsyncNotices | None = None  # its connection belongs to the loop that first needs it
         self._catalogue = Catalogue(self._settings.graphs_refresh)
 
     async def __aenter__(self) -> AsyncProducer:
@@ -226,6 +227,11 @@ class AsyncProducer:
         await self._ring(bells)
         return runs
 
+    def _loop_notices(self) -> AsyncNotices:
+        if self._notices is None:
+            self._notices = AsyncNotices(self._settings)
+        return self._notices
+
     async def _ring(self, bells: Iterable[Bell]) -> None:
         bells = [*bells]
         if bells:  # Celery's client blocks
@@ -256,6 +262,7 @@ class AsyncProducer:
         """See Producer.cancel."""
         run, bells = await self._database.carry_out(queries.cancel_run(run_id, tenant))
         await self._ring(bells)
+        await self._loop_notices().tell(run.id)
         return run
 
     async def state(self, tenant: str, thread_id: str) -> ThreadState:
@@ -271,10 +278,8 @@ class AsyncProducer:
 
     async def wait(self, run_id: str | uuid.UUID, *, tenant: str, timeout: float | None = None) -> Run:
         """See Producer.wait."""
-        if self._notices is None:
-            self._notices = AsyncNotices(self._settings)
         ends_at = time.monotonic() + (float("inf") if timeout is None else timeout)
-        async with self._notices.of(str(run_id)) as wait:
+        async with self._loop_notices().of(str(run_id)) as wait:
             while True:
                 run = await self.get(run_id, tenant=tenant)
                 left = ends_at - time.monotonic()

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, cast
 
-import psycopg
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import (
     ChannelVersions,
@@ -28,14 +27,9 @@ from psycopg.types.json import Jsonb
 
 from threadmill.core.errors import ForeignThread
 from threadmill.core.keys import thread_key
-from threadmill.workers.checkpoint_writes import Write, checkpoint_write, pending_writes
-from threadmill.workers.lease import (
-    Lease,
-    Pool,
-    bound_connection,
-    lease_lost,
-    session_bound_connection,
-)
+from threadmill.workers.checkpoint_writes import checkpoint_write, pending_writes
+from threadmill.workers.lease import Lease, Pool, bound_connection, session_bound_connection
+from threadmill.workers.write_group import WriteGroup
 
 # Strict: what is no safe type and not in a graph's own state comes back as plain data, never as an object
 # that a crafted blob names. The default serialiser rebuilds anything importable.
@@ -65,6 +59,7 @@ class BoundSaver(AsyncPostgresSaver):
         self._tenant = tenant
         self._lease = lease
         self._pruning = False
+        self._writes = WriteGroup(pool, lease)
         self.progress = Progress()
 
     @asynccontextmanager
@@ -135,8 +130,10 @@ class BoundSaver(AsyncPostgresSaver):
             "checkpoint": Jsonb({**checkpoint, "channel_values": inline}),
             "metadata": Jsonb(get_serializable_checkpoint_metadata(config, metadata)),
         }
+        # Serialised here, not in a thread as the stock saver does: the interpreter's lock lets a thread do
+        # nothing meanwhile, and two hops cost more than most values.
         blobs = self._dump_blobs(target["thread_id"], namespace, stored, versions)
-        await self._write(checkpoint_write(self._binding(), fields, blobs))
+        await self._writes.write(checkpoint_write(self._binding(), fields, blobs))
         if not namespace:
             self.progress.checkpoint_id = checkpoint["id"]
         return {
@@ -159,22 +156,13 @@ class BoundSaver(AsyncPostgresSaver):
             target["thread_id"], target["checkpoint_ns"], target["checkpoint_id"], task_id, task_path, writes
         )
         if rows:
-            await self._write(pending_writes(self._binding(), writes, rows))
+            await self._writes.write(pending_writes(self._binding(), writes, rows))
 
     def _binding(self) -> dict[str, Any]:
         """What binds a write to the tenant and, with a lease, fences it."""
         if self._lease is None:
             return {"tenant": self._tenant}
         return {"tenant": self._tenant, "run_id": self._lease.run_id, "attempt": self._lease.attempt}
-
-    async def _write(self, write: Write) -> None:
-        # Serialised where it is called, not in a thread as the stock saver does: the interpreter's lock lets
-        # a thread do nothing meanwhile, and two hops cost more than most values.
-        try:
-            async with self._pool.connection() as connection:
-                await connection.execute(write.sql, write.parameters, binary=True)
-        except psycopg.Error as error:
-            raise lease_lost(error, self._lease) or error from None
 
     async def adelete_thread(self, thread_id: str) -> None:
         keyed = self._writable({"configurable": {"thread_id": thread_id}})

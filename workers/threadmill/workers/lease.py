@@ -60,9 +60,9 @@ async def bound_connection(
             raise lease_lost(error, lease) or error from None
 
 
-def lease_lost(error: psycopg.Error, lease: Lease | None) -> LeaseLost | None:
+def lease_lost(error: Exception, lease: Lease | None) -> LeaseLost | None:
     """LeaseLost, if that is what the error of a write means; else None."""
-    if error.sqlstate == FENCED and lease is not None:
+    if isinstance(error, psycopg.Error) and error.sqlstate == FENCED and lease is not None:
         return LeaseLost(str(lease.run_id), lease.attempt)
     return None
 

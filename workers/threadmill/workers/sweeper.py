@@ -14,12 +14,11 @@ import time
 
 import psycopg
 import structlog
-from kombu.exceptions import OperationalError
 from psycopg.rows import DictRow
 
 from threadmill.core.database import connect
 from threadmill.core.doorbell import Bell, Doorbell, bell_of
-from threadmill.core.errors import Unavailable
+from threadmill.core.errors import BrokerUnavailable, Unavailable
 from threadmill.core.models import SCHEMA
 from threadmill.core.settings import Settings
 from threadmill.core.statement import Batch, Step, send
@@ -94,9 +93,9 @@ class Sweeper:
     def _sweep(self, connection: psycopg.Connection[DictRow]) -> None:
         try:
             allowance = MAX_WAITING_BELLS - self._doorbell.waiting()
-        except (OperationalError, OSError) as error:
+        except BrokerUnavailable as error:
             # Nothing is marked as rung while the broker is away.
-            _log.warning("sweeper.broker_away", error=type(error).__name__)
+            _log.warning("sweeper.broker_away", reason=error.reason)
         else:
             if allowance > 0:
                 self._ring(connection, allowance)

@@ -8,7 +8,6 @@ from typing import Any
 from sqlalchemy import (
     CTE,
     ColumnElement,
-    and_,
     bindparam,
     case,
     exists,
@@ -25,6 +24,7 @@ from threadmill.core.transitions.terms import (
     RUNS,
     THREADS,
     is_unfinished,
+    stands,
     word,
 )
 
@@ -41,19 +41,25 @@ def lock_thread() -> Executable:
 
 def next_of(ended: CTE) -> CTE:
     """The thread's next run, whether due or not."""
-    return (
+    # Lateral: from a plain join the planner may make a reading of the whole index of unfinished runs.
+    head = (
         select(RUNS.c.id, RUNS.c.run_at)
-        .join(ended, and_(RUNS.c.tenant == ended.c.tenant, RUNS.c.thread_id == ended.c.thread_id))
-        .where(is_unfinished(RUNS.c.status), RUNS.c.id != ended.c.id)
+        .where(
+            RUNS.c.tenant == ended.c.tenant,
+            RUNS.c.thread_id == ended.c.thread_id,
+            RUNS.c.id != ended.c.id,
+            is_unfinished(RUNS.c.status),
+        )
         .order_by(RUNS.c.seq)
         .limit(1)
-        .cte("following")
+        .lateral("head")
     )
+    return select(head.c.id, head.c.run_at).select_from(ended.join(head, true())).cte("following")
 
 
 def ring_for(following: CTE, *, unless: ColumnElement[bool] | None = None) -> CTE:
     """Marks the next run as rung for, if it is due, so that the caller rings."""
-    due = [RUNS.c.id == following.c.id, RUNS.c.status == word("pending"), following.c.run_at <= func.now()]
+    due = [RUNS.c.id == following.c.id, stands(RUNS.c.status, "pending"), following.c.run_at <= func.now()]
     if unless is not None:
         due.append(~unless)
     return (

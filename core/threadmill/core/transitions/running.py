@@ -41,6 +41,7 @@ from threadmill.core.transitions.terms import (
     earlier_unfinished,
     is_unfinished,
     lane_is_free,
+    stands,
     tenant_is_paused,
     word,
 )
@@ -60,7 +61,7 @@ def claim() -> Executable:
             RUNS.c.id == bindparam("run_id"),
             RUNS.c.tenant == bindparam("tenant"),
             RUNS.c.thread_id == bindparam("thread_id"),
-            RUNS.c.status == word("pending"),
+            stands(RUNS.c.status, "pending"),
             RUNS.c.run_at <= func.now(),
             ~earlier_unfinished(RUNS),
             ~another_running(RUNS),
@@ -99,7 +100,7 @@ def _held_run() -> ColumnElement[bool]:
     return and_(
         RUNS.c.id == bindparam("run_id"),
         RUNS.c.attempt == bindparam("attempt", type_=Integer),
-        RUNS.c.status == word("running"),
+        stands(RUNS.c.status, "running"),
     )
 
 

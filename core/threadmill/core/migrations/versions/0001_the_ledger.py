@@ -61,11 +61,12 @@ grant select, update on threadmill.dead_letters to threadmill_tenant;
 # whoever takes the run away wait for writes in flight, and makes the next write see that it was taken.
 FENCE = """
 create function threadmill.fence(run uuid, holder integer) returns void language plpgsql as $$
+declare
+    held record;
 begin
-    perform 1 from threadmill.runs
-        where id = run and attempt = holder and status = 'running'
-        for share;
-    if not found then
+    -- By the id alone: with the status beside it, the planner may read the whole index of running runs.
+    select status, attempt into held from threadmill.runs where id = run for share;
+    if held.status is distinct from 'running' or held.attempt is distinct from holder then
         raise exception using errcode = 'TM001', message = 'the attempt no longer holds its lease';
     end if;
 end

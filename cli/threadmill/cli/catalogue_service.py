@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 import time
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 DOCUMENTATION = "https://docs.python.org/3/library/{module}.html"
@@ -80,6 +81,11 @@ class _Server(ThreadingHTTPServer):
     def __init__(self, catalogue: CatalogueService) -> None:
         self.catalogue = catalogue
         super().__init__(("127.0.0.1", 0), _Handler)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Says nothing of callers that hang up, as a worker does that is stopped."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -29,7 +29,7 @@ from threadmill.core.settings import SERVICES_FILE, Settings, running_services
 QUICK = {"fsync": "off"}
 
 OWNER = """
-import signal, sys
+import os, signal, sys
 from pathlib import Path
 from threadmill.cli import embedded
 
@@ -42,7 +42,8 @@ if manner == "no death signal":
 with embedded.EmbeddedServices(folder, postgres_settings={"fsync": "off"}) as services:
     embedded.write_services_file(folder, services.database_url, services.broker_url)
     if manner == "handles SIGINT":
-        signal.signal(signal.SIGINT, lambda *_: print("interrupted", flush=True))
+        # Not print: the signal may come while "up" is being printed, and a buffer is not reentrant.
+        signal.signal(signal.SIGINT, lambda *_: os.write(1, b"interrupted\\n"))
     print("up", flush=True)
     if sys.stdin.readline() == "raise\\n":
         raise RuntimeError("on request")

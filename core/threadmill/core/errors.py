@@ -12,7 +12,9 @@
     │   ├── IdempotencyConflict       the idempotency key was used for a different run
     │   ├── ThreadBusy                `multitask_strategy="reject"`, and the thread has unfinished runs
     │   ├── NotReplayable             the dead letter is resolved, discarded or being replayed
-    │   └── NotCancellable            the run is already finished
+    │   ├── NotCancellable            the run is already finished
+    │   └── QuotaExceeded             a bound on pending runs is reached
+    │       └── TenantQuotaExceeded   the tenant's own
     ├── NotFound
     │   ├── RunNotFound               this tenant has no such run
     │   ├── ThreadNotFound            this tenant has no such thread
@@ -20,6 +22,8 @@
     ├── WaitTimeout                   the run was not finished in the time the caller gave
     ├── ForeignThread                 an attempt tried to write into a thread that is not its run's
     ├── LeaseLost                     an attempt tried to write after its run was given to another
+    ├── RunTimeout                    an attempt took longer than `timeout`, or a run than `deadline`
+    ├── WorkerLost                    a run's worker process ended without a word, again and again
     ├── GraphError                    a graph cannot be served
     │   ├── GraphConfigInvalid        langgraph.json itself is wrong
     │   └── GraphLoadFailed           a graph that it names cannot be loaded
@@ -33,6 +37,7 @@
         ├── DatabaseUnavailable       Postgres does not answer
         ├── DatabaseNotMigrated       Postgres answers, and its tables are missing or of another version
         ├── BrokerUnavailable         the broker does not answer
+        ├── DependencyUnavailable     the breaker of a dependency that a node calls is open
         └── EmbeddedServiceFailed     an embedded Postgres or Redis did not start
 
 Each takes its fields as arguments, keeps them as attributes, and survives pickling.
@@ -182,6 +187,36 @@ class NotCancellable(Conflict):
         return f"run {self.run_id} is {self.status} and cannot be cancelled"
 
 
+class QuotaExceeded(Conflict):
+    """The fleet holds as many pending runs as it may; nothing was written."""
+
+    def __init__(self, pending: int, limit: int, retry_after: float) -> None:
+        """retry_after: seconds in which, at the present pace, there is room again."""
+        super().__init__(pending, limit, retry_after)
+        self.pending, self.limit, self.retry_after = pending, limit, retry_after
+
+    def __str__(self) -> str:
+        return (
+            f"{self.pending} runs are pending and {self.limit} are allowed; "
+            f"try again in {self.retry_after:g} s"
+        )
+
+
+class TenantQuotaExceeded(QuotaExceeded):
+    """The tenant has as many pending runs as it may; nothing was written."""
+
+    def __init__(self, tenant: str, pending: int, limit: int, retry_after: float) -> None:
+        """retry_after: seconds in which, at the present pace, there is room again."""
+        Exception.__init__(self, tenant, pending, limit, retry_after)
+        self.tenant, self.pending, self.limit, self.retry_after = tenant, pending, limit, retry_after
+
+    def __str__(self) -> str:
+        return (
+            f"tenant {self.tenant} has {self.pending} pending runs and may have {self.limit}; "
+            f"try again in {self.retry_after:g} s"
+        )
+
+
 class NotFound(ThreadmillError):
     """What was asked for is not there, or is another tenant's."""
 
@@ -253,6 +288,28 @@ class LeaseLost(ThreadmillError):
 
     def __str__(self) -> str:
         return f"attempt {self.attempt} of run {self.run_id} no longer holds its lease; nothing was written"
+
+
+class RunTimeout(ThreadmillError):
+    """An attempt was given up because its time was over. limit: which of the two it was."""
+
+    def __init__(self, limit: str, seconds: float) -> None:
+        super().__init__(limit, seconds)
+        self.limit, self.seconds = limit, seconds
+
+    def __str__(self) -> str:
+        return f"given up after {self.seconds:g} s: the {self.limit} is over"
+
+
+class WorkerLost(ThreadmillError):
+    """A run's worker process ended without a word each time that it executed the run."""
+
+    def __init__(self, losses: int, cause: str) -> None:
+        super().__init__(losses, cause)
+        self.losses, self.cause = losses, cause
+
+    def __str__(self) -> str:
+        return f"its worker was lost {self.losses} times, at last by {self.cause}"
 
 
 class GraphError(ThreadmillError):
@@ -392,6 +449,18 @@ class BrokerUnavailable(Unavailable):
 
     def __str__(self) -> str:
         return f"the broker at {self.address} does not answer: {self.reason}"
+
+
+class DependencyUnavailable(Unavailable):
+    """A node called a dependency whose breaker is open; it was not called."""
+
+    def __init__(self, dependency: str, retry_after: float) -> None:
+        """retry_after: seconds until the breaker lets a few calls through."""
+        super().__init__(dependency, retry_after)
+        self.dependency, self.retry_after = dependency, retry_after
+
+    def __str__(self) -> str:
+        return f"the breaker of {self.dependency!r} is open for another {self.retry_after:g} s"
 
 
 class EmbeddedServiceFailed(Unavailable):

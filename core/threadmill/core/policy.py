@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Durability = Literal["sync", "async", "exit"]
 OnDeadLetter = Literal["skip", "hold"]
@@ -13,9 +13,21 @@ OnDeadLetter = Literal["skip", "hold"]
 class GraphPolicy(BaseModel):
     """One graph's policy. Unknown keys and impossible values raise pydantic's ValidationError.
 
+    Times are in seconds.
+
     durability: when LangGraph saves a checkpoint (its own three words).
-    max_attempts: how often a run may be tried before it is a dead letter.
-    timeout: seconds one attempt may take; None sets no limit.
+    max_attempts: how many attempts may fail before the run is a dead letter.
+    retry_delay, retry_delay_max: before an attempt that failed is followed by another: exponential with
+        full jitter, from the one to the other.
+    rate_limit_budget: how long a run may wait in all for those that answer "too many requests", before
+        such an answer costs an attempt.
+    classifier: "./file.py:name" or "package.module:name" of a function that says what an exception means
+        (see threadmill.graphs.classifier); None takes Threadmill's own.
+    timeout: how long one attempt may take; None sets no limit.
+    deadline: how long a run may take in all, from its enqueuing on; None sets no limit.
+    breaker_threshold: how many attempts of this graph, or calls of a dependency, fail in a row for a
+        transient reason until its runs are no longer started; None never holds them back.
+    breaker_cooldown: how long an open breaker lets nothing through, and then a few.
     on_dead_letter: whether later runs of the thread go on (skip) or wait (hold).
     output: which keys of the graph's output are kept in the ledger: "all", "none", or a list of keys.
     recursion_limit: LangGraph's limit of supersteps for one run.
@@ -25,7 +37,25 @@ class GraphPolicy(BaseModel):
 
     durability: Durability = "async"
     max_attempts: int = Field(default=3, ge=1, le=100)
+    retry_delay: float = Field(default=1, ge=0)
+    retry_delay_max: float = Field(default=60, ge=0)
+    rate_limit_budget: float = Field(default=600, ge=0)
+    classifier: str | None = None
     timeout: float | None = Field(default=None, gt=0)
+    deadline: float | None = Field(default=None, gt=0)
+    breaker_threshold: int | None = Field(default=10, ge=1)
+    breaker_cooldown: float = Field(default=30, gt=0)
     on_dead_letter: OnDeadLetter = "skip"
     output: Literal["all", "none"] | tuple[str, ...] = "all"
     recursion_limit: int = Field(default=25, ge=1)
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> GraphPolicy:
+        if self.timeout is not None and self.deadline is not None and self.timeout > self.deadline:
+            raise ValueError(f"timeout {self.timeout:g} s is longer than deadline {self.deadline:g} s")
+        if self.retry_delay > self.retry_delay_max:
+            raise ValueError(
+                f"retry_delay {self.retry_delay:g} s is longer than "
+                f"retry_delay_max {self.retry_delay_max:g} s"
+            )
+        return self

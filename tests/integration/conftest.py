@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import threading
-import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
@@ -59,7 +58,7 @@ class LocalWorker:
         self._listener.start()
 
     def _execute(self, args: list[str]) -> Future[str]:
-        answer = self.runtime.submit(self.runtime.execute(Bell(uuid.UUID(args[0]), *args[1:])))
+        answer = self.runtime.submit(self.runtime.answer(Bell.of(*args)))
         self._answers.append(answer)
         return answer
 

@@ -37,7 +37,7 @@ def worker(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Execute runs in the foreground; told to stop (SIGTERM), it finishes those that it holds."""
+    """Execute runs in the foreground; told to stop (SIGTERM), it hands over those that it holds."""
     settings = (
         invocation_of(context)
         .settings(concurrency=concurrency, graphs_file=graphs, log_format="json" if as_json else None)
@@ -47,7 +47,7 @@ def worker(
         settings = settings.model_copy(update={"concurrency": os.cpu_count() or 1})
     with needs("worker"):
         from threadmill.graphs import Registry  # noqa: PLC0415
-        from threadmill.workers.worker import run_worker  # noqa: PLC0415
+        from threadmill.workers.worker import leave, run_worker  # noqa: PLC0415
     require_graphs_file(settings, "name another with --graphs")
     # Celery would log these as its own failures, with tracebacks, or wait for the broker without end.
     Registry.read(settings.graphs_file)
@@ -57,6 +57,7 @@ def worker(
     with _nothing_on_stdout() if as_json else nullcontext():
         status = run_worker(settings, pool)
     show(as_json, {"status": "stopped", "exit_status": status})
+    leave(status)
     raise typer.Exit(status)
 
 

@@ -9,9 +9,11 @@ tenant that its transaction is bound to. What is done for one tenant goes furthe
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, TypeVar
 
 import psycopg
@@ -29,6 +31,8 @@ T = TypeVar("T")
 
 FLEET_ROLE = "threadmill_fleet"
 TENANT_ROLE = "threadmill_tenant"
+
+STUCK_SECONDS = 30.0
 
 _NO_TABLES = (
     psycopg.errors.UndefinedTable,
@@ -57,9 +61,11 @@ def connection_info(settings: Settings, *, role: str | None = FLEET_ROLE) -> str
         options=" ".join(str(option) for option in options if option),
         application_name="threadmill",
         connect_timeout=max(2, round(settings.connect_timeout)),  # libpq takes no less than 2 s
-        keepalives_idle=10,
-        keepalives_interval=5,
+        # A server that is gone without a word is noticed within seconds, busy or idle.
+        keepalives_idle=5,
+        keepalives_interval=2,
         keepalives_count=3,
+        tcp_user_timeout=round(settings.heartbeat_timeout * 1000),
     )
 
 
@@ -159,15 +165,50 @@ class Database:
             self._pool = None
 
 
+class WatchedPool(AsyncConnectionPool[psycopg.AsyncConnection[DictRow]]):
+    """A pool whose connections are broken off when a caller has kept one too long.
+
+    Everything that Threadmill sends is over in moments. Where no answer comes, and no word that the
+    connection is gone either (a frozen server, a proxy that swallows), the caller would wait for ever: not
+    even cancelling helps, as psycopg then waits for the server to confirm.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._watched: dict[psycopg.AsyncConnection[DictRow], asyncio.TimerHandle] = {}
+
+    async def getconn(self, timeout: float | None = None) -> psycopg.AsyncConnection[DictRow]:
+        connection = await super().getconn(timeout)
+        loop = asyncio.get_running_loop()
+        self._watched[connection] = loop.call_later(STUCK_SECONDS, break_off, connection)
+        return connection
+
+    async def putconn(self, conn: psycopg.AsyncConnection[DictRow]) -> None:
+        if (watch := self._watched.pop(conn, None)) is not None:
+            watch.cancel()
+        await super().putconn(conn)
+
+    def break_off(self) -> None:
+        """Breaks off every connection that is in use; whoever waits on it gets an OperationalError."""
+        for connection in list(self._watched):
+            break_off(connection)
+
+
+def break_off(connection: psycopg.AsyncConnection[Any] | psycopg.Connection[Any]) -> None:
+    """Ends the connection under whoever waits on it, from any thread."""
+    with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.fileno())) as end:
+        end.shutdown(socket.SHUT_RDWR)
+
+
 class AsyncDatabase:
     """The pool of a process with an event loop: a worker, an asyncio producer."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._pool: AsyncConnectionPool[psycopg.AsyncConnection[DictRow]] | None = None
+        self._pool: WatchedPool | None = None
         self._opening = asyncio.Lock()
 
-    async def pool(self) -> AsyncConnectionPool[psycopg.AsyncConnection[DictRow]]:
+    async def pool(self) -> WatchedPool:
         """The pool itself, opened at first use. Raises DatabaseUnavailable or DatabaseNotMigrated."""
         async with self._opening:
             if self._pool is None:
@@ -179,9 +220,7 @@ class AsyncDatabase:
                     raise _named(error, self._settings) from error
                 async with connection:
                     await check_revision_async(connection, self._settings)
-                pool: AsyncConnectionPool[psycopg.AsyncConnection[DictRow]] = AsyncConnectionPool(
-                    connection_info(self._settings), **_pool_options(self._settings)
-                )
+                pool = WatchedPool(connection_info(self._settings), **_pool_options(self._settings))
                 await pool.open()
                 self._pool = pool
             return self._pool
@@ -207,6 +246,11 @@ class AsyncDatabase:
         """What the plan returns, in one transaction."""
         async with self.connection() as connection:
             return await carry_out_async(connection, plan)
+
+    def break_off(self) -> None:
+        """Breaks off every connection that is in use; see WatchedPool."""
+        if self._pool is not None:
+            self._pool.break_off()
 
     async def close(self) -> None:
         if self._pool is not None:

@@ -26,6 +26,7 @@ class Bell(NamedTuple):
     tenant: str
     thread_id: str
     graph: str
+    alone: bool = False  # it has cost workers, and is to run where it can take nobody with it
 
     def to_json(self) -> str:
         """The bell as the payload of a Postgres notification."""
@@ -34,20 +35,26 @@ class Bell(NamedTuple):
     @classmethod
     def from_json(cls, text: str) -> Bell:
         """The bell that `to_json` wrote."""
-        run_id, tenant, thread_id, graph = json.loads(text)
-        return cls(uuid.UUID(run_id), tenant, thread_id, graph)
+        return cls.of(*json.loads(text))
+
+    @classmethod
+    def of(cls, run_id: str, tenant: str, thread_id: str, graph: str, alone: bool = False) -> Bell:
+        """The bell of a message's arguments."""
+        return cls(uuid.UUID(run_id), tenant, thread_id, graph, alone)
 
 
 def bell_of(row: Row) -> Bell:
-    """The bell of a row that has the columns id, tenant, thread_id and graph."""
-    return Bell(row["id"], row["tenant"], row["thread_id"], row["graph"])
+    """The bell of a row that has the columns id, tenant, thread_id, graph and perhaps alone."""
+    return Bell(row["id"], row["tenant"], row["thread_id"], row["graph"], row.get("alone", False))
 
 
 def next_bell(row: Row) -> Bell | None:
     """The bell for the thread's next run in the row of a transition that ended one; None if there is none."""
     if row["next_id"] is None:
         return None
-    return Bell(row["next_id"], row["next_tenant"], row["next_thread_id"], row["next_graph"])
+    return Bell(
+        row["next_id"], row["next_tenant"], row["next_thread_id"], row["next_graph"], row["next_alone"]
+    )
 
 
 class Doorbell:

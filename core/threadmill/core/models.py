@@ -38,6 +38,7 @@ RUN_STATUSES = ("pending", "running", "success", "error", "timeout", "interrupte
 TERMINAL_STATUSES = ("success", "error", "timeout", "interrupted")
 THREAD_STATUSES = ("idle", "busy", "interrupted", "error")
 DEAD_LETTER_STATUSES = ("waiting", "replaying", "resolved", "parked", "discarded")
+BREAKER_KINDS = ("graph", "dependency")
 ATTEMPT_OUTCOMES = ("failed", "lost", "drained", "fenced", "timeout", "cancelled")
 
 _NAMES = {
@@ -93,7 +94,12 @@ class Thread(Base):
 
 
 class Run(Base):
-    """One invocation of a graph on a thread."""
+    """One invocation of a graph on a thread.
+
+    attempt numbers the attempts, and is what fences them; failures counts those that were spent, out of
+    max_attempts; worker_losses those whose worker was lost; throttled is how many seconds the run has
+    waited because it was told to.
+    """
 
     __tablename__ = "runs"
     __table_args__ = (
@@ -117,6 +123,11 @@ class Run(Base):
             postgresql_where=text("status in ('pending', 'running')"),
         ),
         Index("runs_due_idx", "run_at", postgresql_where=text("status = 'pending'")),
+        Index(
+            "runs_deadline_idx",
+            "deadline",
+            postgresql_where=text("status = 'pending' and deadline is not null"),
+        ),
         Index("runs_worker_idx", "worker_id", postgresql_where=text("status = 'running'")),
         Index("runs_output_idx", "finished_at", postgresql_where=text("output is not null")),
         Index("runs_tenant_id_idx", "tenant", "id"),
@@ -144,7 +155,9 @@ class Run(Base):
     priority: Mapped[int] = mapped_column(SmallInteger, server_default="0")
     attempt: Mapped[int] = mapped_column(server_default="0")
     max_attempts: Mapped[int] = mapped_column(server_default="3")
+    failures: Mapped[int] = mapped_column(server_default="0")
     worker_losses: Mapped[int] = mapped_column(server_default="0")
+    throttled: Mapped[float] = mapped_column(Float, server_default="0")
     run_at: Mapped[datetime.datetime] = _now()
     deadline: Mapped[datetime.datetime | None]
     worker_id: Mapped[uuid.UUID | None]
@@ -164,7 +177,11 @@ class Run(Base):
 
 
 class Attempt(Base):
-    """One execution of a run that did not simply succeed."""
+    """One execution of a run that did not simply succeed.
+
+    cause: what led to the outcome, in a few words. fenced_writes: what it went on to write when its lease
+    was lost, and was refused.
+    """
 
     __tablename__ = "attempts"
     __table_args__ = (CheckConstraint(one_of("outcome", ATTEMPT_OUTCOMES), name="outcome"),)
@@ -176,6 +193,8 @@ class Attempt(Base):
     started_at: Mapped[datetime.datetime | None]
     ended_at: Mapped[datetime.datetime] = _now()
     outcome: Mapped[str]
+    cause: Mapped[str | None]
+    fenced_writes: Mapped[int] = mapped_column(server_default="0")
     node: Mapped[str | None]
     checkpoint_id: Mapped[str | None]
     exception_type: Mapped[str | None]
@@ -255,6 +274,25 @@ class Tenant(Base):
     max_pending: Mapped[int | None]
     rate: Mapped[float | None] = mapped_column(Float)
     paused: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
+
+
+class Breaker(Base):
+    """What has failed lately, a graph or a dependency; without a row all is well.
+
+    graphs: whose runs are held back while it is open. It is open until `open_until`, and from then on
+    half-open: a few runs are let through, and the first that comes out decides.
+    """
+
+    __tablename__ = "breakers"
+    __table_args__ = (CheckConstraint(one_of("kind", BREAKER_KINDS), name="kind"),)
+
+    kind: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(primary_key=True)
+    graphs: Mapped[list[str]] = mapped_column(ARRAY(Text))
+    failures: Mapped[int] = mapped_column(server_default="0")
+    open_until: Mapped[datetime.datetime | None]
+    opened_at: Mapped[datetime.datetime | None]
+    reason: Mapped[str | None]
 
 
 class Cron(Base):

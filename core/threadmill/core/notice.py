@@ -1,4 +1,5 @@
-"""Tells those who wait for a run that it is finished: a Redis channel per run.
+"""What goes over Redis channels: that a run is finished, for those who wait; that one is cancelled, for the
+worker that executes it.
 
 A notice may be lost, so whoever waits asks the ledger too, at a slow pace.
 """
@@ -16,6 +17,11 @@ from threadmill.core.settings import Settings
 def channel(run_id: uuid.UUID | str) -> str:
     """The Redis channel on which the end of a run is announced."""
     return f"threadmill:finished:{run_id}"
+
+
+def cancel_channel(settings: Settings) -> str:
+    """The Redis channel on which the ids of cancelled runs are told to all workers of a queue."""
+    return f"threadmill:cancelled:{settings.queue}"
 
 
 def redis_url(settings: Settings) -> str | None:

@@ -1,4 +1,4 @@
 """The revision of the tables that this code was written for."""
 
-REVISION = "0001"
+REVISION = "0002"
 REVISION_TABLE = "revisions"

@@ -41,7 +41,8 @@ class Settings(BaseSettings):
     heartbeat_interval: float = Field(default=2, gt=0, description="seconds between a worker's heartbeats")
     heartbeat_timeout: float = Field(default=6, gt=0, description="seconds until a worker counts as lost")
     sweep_interval: float = Field(default=1, gt=0, description="seconds between two sweeps of the leader")
-    ring_again_after: float = Field(default=5, gt=0, description="seconds until a bell counts as lost")
+    drain_timeout: float = Field(default=30, ge=0, description="seconds for runs to reach a checkpoint")
+    ring_again_after: float = Field(default=3, gt=0, description="seconds until a bell counts as lost")
     graphs_refresh: float = Field(default=5, gt=0, description="seconds a producer trusts its list of graphs")
 
     max_replays: int = Field(default=8, ge=0, description="replays of a dead letter before it is parked")

@@ -96,7 +96,7 @@ def cancel_run(run_id: str | uuid.UUID, tenant: str) -> Plan[tuple[RunView, Sequ
         [
             bind,
             Step(lock_thread(), {"tenant": tenant, "thread_id": before.thread_id}),
-            Step(cancel(), {**parameters, "error": CANCELLED}),
+            Step(cancel(), {**parameters, "error": CANCELLED, "cause": "on request"}),
             Step(_BY_ID, parameters),
         ]
     )

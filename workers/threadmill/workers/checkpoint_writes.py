@@ -86,15 +86,17 @@ def _checkpoint_sql(fenced: bool, blobs: int | None) -> str:
 @lru_cache(maxsize=64)
 def _writes_sql(fenced: bool, replaces: bool, count: int) -> str:
     conflict = (
-        "do update set channel = excluded.channel, type = excluded.type, blob = excluded.blob"
+        "do update set channel = excluded.channel, type = excluded.type, blob = excluded.blob, "
+        "run_id = excluded.run_id"
         if replaces
         else "do nothing"
     )
     return f"""
         with {_bound(fenced)}
         insert into {SCHEMA}.checkpoint_writes
-            (thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, blob)
-        select %(key)s, %(namespace)s, %(checkpoint_id)s, %(task_id)s, %(task_path)s, one.*
+            (run_id, thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, blob)
+        select {"%(run_id)s" if fenced else "null::uuid"},
+            %(key)s, %(namespace)s, %(checkpoint_id)s, %(task_id)s, %(task_path)s, one.*
         from bound cross join {_table(_WRITE, count)} as one
         on conflict (thread_id, checkpoint_ns, checkpoint_id, task_id, idx) {conflict}
     """  # noqa: S608 - constants

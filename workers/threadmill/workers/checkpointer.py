@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import uuid
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -29,11 +30,23 @@ from threadmill.core.errors import ForeignThread
 from threadmill.core.keys import thread_key
 from threadmill.workers.checkpoint_writes import checkpoint_write, pending_writes
 from threadmill.workers.lease import Lease, Pool, bound_connection, session_bound_connection
+from threadmill.workers.patience import patiently
 from threadmill.workers.write_group import WriteGroup
 
 # Strict: what is no safe type and not in a graph's own state comes back as plain data, never as an object
 # that a crafted blob names. The default serialiser rebuilds anything importable.
 STRICT = JsonPlusSerializer(allowed_msgpack_modules=None)
+
+_HOLDS_WRITES = """
+    with head as (
+        select checkpoint_id, metadata ->> 'run_id' as run_id from checkpoints
+        where thread_id = %(key)s and checkpoint_ns = '' order by checkpoint_id desc limit 1
+    )
+    select from head where run_id = %(run_id)s or exists (
+        select from checkpoint_writes w where w.thread_id = %(key)s and w.checkpoint_ns = ''
+            and w.checkpoint_id = head.checkpoint_id and w.run_id = %(run_id)s::uuid
+    )
+"""
 
 
 @dataclass
@@ -95,7 +108,8 @@ class BoundSaver(AsyncPostgresSaver):
         return self._keyed(config)
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
-        return await super().aget_tuple(self._keyed(config))
+        keyed, stock = self._keyed(config), super().aget_tuple
+        return await patiently(lambda: stock(keyed))
 
     async def alist(
         self,
@@ -157,6 +171,20 @@ class BoundSaver(AsyncPostgresSaver):
         )
         if rows:
             await self._writes.write(pending_writes(self._binding(), writes, rows))
+
+    async def holds_writes_of(self, thread_id: str, run_id: uuid.UUID) -> bool:
+        """Whether the thread stands at a checkpoint of this run's, or at one beside which it has written.
+
+        A command is saved beside the checkpoint at which the thread stood, before anything is run.
+        """
+        key = self._key(thread_id)
+
+        async def ask() -> bool:
+            async with self._cursor() as cursor:
+                await cursor.execute(_HOLDS_WRITES, {"key": key, "run_id": str(run_id)})
+                return await cursor.fetchone() is not None
+
+        return await patiently(ask)
 
     def _binding(self) -> dict[str, Any]:
         """What binds a write to the tenant and, with a lease, fences it."""

@@ -1,42 +1,62 @@
-"""Executes a run: bell → claim → graph → finish."""
+"""Executes a run: bell → claim → graph → what came of it.
+
+An attempt ends here in one of four ways: its graph returns, its graph raises, it is asked to drain and does
+so at its next superstep, or it is stopped from outside. Whatever ends it is written in one transaction that
+compares the attempt's number; what is written after that, by a node that goes on, is refused.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import time
-import uuid
-from collections.abc import Mapping
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from typing import Any
 
 import structlog
-from langchain_core.runnables import RunnableConfig
-from langgraph.constants import CONF
-from langgraph.pregel import Pregel
-from langgraph.runtime import Runtime as GraphRuntime
-from langgraph.types import Command, Send, StateSnapshot
+from langgraph.errors import GraphDrained
+from langgraph.types import StateSnapshot
+from sqlalchemy import bindparam, select
+from sqlalchemy.dialects.postgresql import UUID
 from uuid_utils.compat import uuid7
 
 from threadmill.core.database import AsyncDatabase
 from threadmill.core.doorbell import Bell, next_bell
-from threadmill.core.errors import LeaseLost
-from threadmill.core.policy import Durability, GraphPolicy
+from threadmill.core.errors import DependencyUnavailable, LeaseLost, RunTimeout
+from threadmill.core.models import Run, table_of
+from threadmill.core.policy import GraphPolicy
 from threadmill.core.settings import Settings
-from threadmill.core.statement import Batch, Plan, Row, Step
-from threadmill.core.transitions import bury, claim, lock_thread, succeed
+from threadmill.core.statement import Batch, Plan, Row, Rows, Step
+from threadmill.core.transitions import (
+    bury,
+    claim,
+    count_fenced,
+    join_breaker,
+    lock_thread,
+    requeue,
+    succeed,
+    trip,
+)
 from threadmill.graphs import Registry
-from threadmill.workers.checkpointer import BoundSaver
-from threadmill.workers.failure import REASON_FAILED, describe
+from threadmill.graphs.classifier import Verdict
+from threadmill.graphs.dependency import OPEN, USED, dependency_of
+from threadmill.workers.attempts import Attempt, Attempts, Stop
+from threadmill.workers.ending import Burial, Retry, decide, requeue_parameters
+from threadmill.workers.failure import Failure, describe
+from threadmill.workers.heartbeat import Heartbeat
 from threadmill.workers.herald import Herald
-from threadmill.workers.lease import Lease
+from threadmill.workers.invocation import Invocation, checkpoint_id, failed_node
 from threadmill.workers.output import as_json, interrupts_of, select_output
-from threadmill.workers.store import BoundStore
+from threadmill.workers.patience import patiently
+from threadmill.workers.stuck import StuckWork
 
-# Keys of LangGraph's own in `configurable`: the ones with which its server hands a saver and a store to a
-# graph that is compiled once for the process (langgraph._internal._constants).
-CHECKPOINTER_KEY = "__pregel_checkpointer"
-RUNTIME_KEY = "__pregel_runtime"
-CACHE_KEY = "__pregel_cache"
-STRICT_RESUME_KEY = "__pregel_strict_resume"
-NULL_TASK_ID = "00000000-0000-0000-0000-000000000000"  # under which a command's writes are saved
+# How long an attempt that was stopped may take to end, in seconds, before its work is left to itself.
+STOP_GRACE = 5.0
+
+_runs = table_of(Run)
+_STANDING = select(_runs.c.status, _runs.c.attempt).where(
+    _runs.c.id == bindparam("run_id", type_=UUID(as_uuid=True))
+)
 
 _log = structlog.get_logger("threadmill.executor")
 
@@ -45,17 +65,12 @@ class BellDropped(Exception):
     """The run is not to be started now, or not here; nothing is wrong."""
 
 
+class RunPostponed(Exception):
+    """The run is pending again; nothing is to be shown of this attempt."""
+
+
 class RunFailed(Exception):
     """The run failed; its record is in the ledger. The text is what Flower may show: no message, no input."""
-
-
-class Claimed(NamedTuple):
-    """One attempt: the run's row, what it may write with, and how its graph is to be run."""
-
-    run: Row
-    saver: BoundSaver
-    config: RunnableConfig
-    policy: GraphPolicy
 
 
 class Executor:
@@ -67,215 +82,342 @@ class Executor:
         registry: Registry,
         database: AsyncDatabase,
         herald: Herald,
-        worker_id: uuid.UUID,
+        heartbeat: Heartbeat,
+        attempts: Attempts,
+        stuck: StuckWork,
         versions: Mapping[str, str],
+        *,
+        alone: bool,
+        on_node: Callable[[str], None] | None,
     ) -> None:
-        """versions: of the graphs that this process serves, by name."""
+        """versions: of the graphs that this process serves, by name. alone: runs that must be are let in.
+        on_node: is told each node as it begins; None costs nothing."""
         self._settings = settings
         self._registry = registry
         self._database = database
         self._herald = herald
-        self._worker_id = worker_id
+        self._heartbeat = heartbeat
+        self._attempts = attempts
+        self._stuck = stuck
         self._versions = versions
+        self._alone = alone
+        self._on_node = on_node
+        self.accepts = True  # until the worker drains
 
     async def execute(self, bell: Bell) -> str:
         """Executes the run, if it is this worker's to execute, and returns its status.
 
-        Raises BellDropped, RunFailed when the run has failed and is recorded, and LeaseLost when the run was
-        taken away meanwhile.
+        Raises BellDropped; RunFailed when the run has failed and is recorded; RunPostponed when it is to be
+        tried again; and LeaseLost when it was taken away meanwhile.
         """
-        row = await self._claim(bell)
-        with structlog.contextvars.bound_contextvars(
-            tenant=row["tenant"], thread=row["thread_id"], run=str(row["id"]), attempt=row["attempt"]
-        ):
+        with ExitStack() as stack:
+            with self._attempts.claiming(bell.run_id):
+                attempt = Attempt(await self._claim(bell))
+                stack.enter_context(self._attempts.holding(attempt))
+            if not self.accepts:  # it was claimed while the worker began to drain
+                attempt.control.request_drain("drain")
+            run = attempt.run
+            stack.enter_context(
+                structlog.contextvars.bound_contextvars(
+                    tenant=run["tenant"], thread=run["thread_id"], run=str(run["id"]), attempt=run["attempt"]
+                )
+            )
             started = time.monotonic()
-            _log.debug("run.started", graph=row["graph"])
+            _log.debug("run.started", graph=run["graph"])
             try:
-                await self._attempt(row)
+                await self._carry_through(attempt)
             except LeaseLost:
-                _log.warning("run.fenced", graph=row["graph"])
+                _log.warning("run.fenced", graph=run["graph"])
                 raise
             finally:
-                _log.info("run.ended", graph=row["graph"], seconds=round(time.monotonic() - started, 3))
+                attempt.lease.lost = True
+                await self._count_refused(attempt)
+                _log.info("run.ended", graph=run["graph"], seconds=round(time.monotonic() - started, 3))
         return "success"
 
     async def _claim(self, bell: Bell) -> Row:
+        if not (self.accepts and self._heartbeat.is_alive):
+            raise BellDropped
         where = {"tenant": bell.tenant, "thread_id": bell.thread_id}
-        plan = _one_row(
+        steps = [
             Step(lock_thread(), where),
             Step(
                 claim(),
                 {
                     **where,
                     "run_id": bell.run_id,
-                    "worker_id": self._worker_id,
+                    "worker_id": self._heartbeat.worker_id,
                     "graph_version": self._versions.get(bell.graph),
+                    "alone": self._alone,
                 },
             ),
-        )
-        row = await self._database.carry_out(plan)
+        ]
+        row = _first(await patiently(lambda: self._database.carry_out(_rows(steps))))
         if row is None:
             raise BellDropped
         return row
 
-    async def _attempt(self, run: Row) -> None:
-        attempt = await self._bind(run)
-        graph: Pregel[Any, Any, Any, Any] | None = None
-        try:
-            graph = await self._registry.graph(run["graph"], attempt.config)
-            output = await graph.ainvoke(
-                await _graph_input(run, attempt.saver),
-                attempt.config,
-                context=run["context"],
-                durability=_durability(run, attempt.policy),
-            )
-        except LeaseLost:
-            raise
-        except Exception as error:
-            await self._bury(attempt, graph, error)
-            raise RunFailed(f"{type(error).__name__}: see `threadmill runs show {run['id']}`") from None
-        await self._succeed(attempt, graph, output)
-
-    async def _bind(self, run: Row) -> Claimed:
-        """The saver, the store and the config of this attempt; nothing in them is the caller's to choose."""
-        pool = await self._database.pool()
-        lease = Lease(run["id"], run["attempt"], run["thread_id"])
-        saver = BoundSaver(pool, run["tenant"], lease)
+    async def _carry_through(self, attempt: Attempt) -> None:
+        """The attempt, from its claim to its end in the ledger."""
+        run = attempt.run
         # A graph that this worker does not serve fails when it is loaded, and is recorded then.
         served = run["graph"] in self._registry.names
         policy = self._registry.policy(run["graph"]) if served else GraphPolicy()
-        given: Mapping[str, Any] = run["config"] or {}
-        config = {
-            "recursion_limit": policy.recursion_limit,
-            **given,
-            CONF: {
-                **given.get(CONF, {}),
-                "tenant": run["tenant"],
-                "thread_id": run["thread_id"],
-                # With the same run id LangGraph goes on from the run's last checkpoint, and does not apply
-                # the input a second time.
-                "run_id": str(run["id"]),
-                CHECKPOINTER_KEY: saver,
-                # A cache that the graph was compiled with knows no tenants: one would get another's results.
-                CACHE_KEY: None,
-                # An answer to a question that is not open, or to one of several, is refused.
-                STRICT_RESUME_KEY: True,
-                RUNTIME_KEY: GraphRuntime(store=BoundStore(pool, run["tenant"], lease)),
-            },
-        }
-        return Claimed(run, saver, cast(RunnableConfig, config), policy)
+        invocation = Invocation(attempt, policy, await patiently(self._database.pool), self._on_node)
+        work = asyncio.create_task(self._invoke(attempt, invocation), name=f"run {run['id']}")
+        try:
+            await self._wait(attempt, work, policy)
+            if not work.done():
+                await self._give_up(attempt, invocation, policy)
+        finally:
+            await self._put_down(attempt, work)
+        try:
+            output = work.result()
+            await self._succeed(attempt, invocation, policy, output)
+        except LeaseLost:
+            raise
+        except GraphDrained:
+            await self._hand_over(attempt, "drain")
+        except Exception as error:
+            await self._fail(attempt, invocation, policy, error)
 
-    async def _succeed(self, attempt: Claimed, graph: Pregel[Any, Any, Any, Any], output: Any) -> None:
+    async def _invoke(self, attempt: Attempt, invocation: Invocation) -> Any:
+        OPEN.set(self._heartbeat.open_for)
+        USED.set(attempt.dependencies)
+        graph = await self._registry.graph(attempt.run["graph"], invocation.config)
+        return await invocation.invoke(graph)
+
+    async def _wait(self, attempt: Attempt, work: asyncio.Task[Any], policy: GraphPolicy) -> None:
+        """Returns when the work has ended or is to be stopped, for which the time may be a reason."""
+        left = attempt.run["seconds_left"]
+        limits: list[tuple[float, Stop]] = []
+        if policy.timeout is not None:
+            limits.append((policy.timeout, "timeout"))
+        if left is not None:
+            limits.append((max(left, 0), "deadline"))
+        seconds, why = min(limits, default=(None, None))
+        await asyncio.wait({work, attempt.stopped}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        if not work.done() and why is not None:
+            attempt.stop(why)
+
+    async def _give_up(self, attempt: Attempt, invocation: Invocation, policy: GraphPolicy) -> None:
+        """Ends an attempt whose graph is still at work. Always raises.
+
+        In the ledger first: from then on, whatever a node that cannot be stopped still does is refused, and
+        the lane is another's.
+        """
+        match attempt.stopped.result():
+            case "taken" | "cut off":
+                raise attempt.lease.lost_now()
+            case "drain timeout":
+                await self._hand_over(attempt, "drain timeout")
+            case "timeout":
+                await self._time_out(attempt, invocation, policy)
+            case "deadline":
+                await self._bury_late(attempt, invocation, policy, RunTimeout("deadline", 0))
+
+    async def _put_down(self, attempt: Attempt, work: asyncio.Task[Any]) -> None:
+        """Has the work end; what does not is left to itself, and watched."""
+        if not work.done():
+            attempt.lease.lost = True
+            work.cancel()
+            await asyncio.wait({work}, timeout=STOP_GRACE)
+        if not work.done() or attempt.threads:
+            self._stuck.watch(attempt, work)
+
+    async def _succeed(
+        self, attempt: Attempt, invocation: Invocation, policy: GraphPolicy, output: Any
+    ) -> None:
         interrupts = interrupts_of(output)
-        stops = interrupts is not None or graph.interrupt_before_nodes or graph.interrupt_after_nodes
-        next_nodes = list((await graph.aget_state(attempt.config)).next) if stops else []
-        kept = select_output(output, attempt.policy)
-        await self._finish(
-            attempt,
-            Step(
-                succeed(),
-                {
-                    "output": None if kept is None else as_json(kept, self._settings.max_output_bytes),
-                    "checkpoint_id": attempt.saver.progress.checkpoint_id,
-                    "thread_status": "interrupted" if next_nodes else "idle",
-                    "interrupts": interrupts,
-                    "next_nodes": next_nodes,
-                },
-            ),
+        next_nodes = await invocation.next_nodes(interrupted=interrupts is not None)
+        kept = select_output(output, policy)
+        parameters = {
+            "output": None if kept is None else as_json(kept, self._settings.max_output_bytes),
+            "checkpoint_id": invocation.saver.progress.checkpoint_id,
+            "thread_status": "interrupted" if next_nodes else "idle",
+            "interrupts": interrupts,
+            "next_nodes": next_nodes,
+            "dependencies": list(attempt.dependencies),
+        }
+        await self._finish(attempt, "success", Step(succeed(), parameters))
+
+    async def _hand_over(self, attempt: Attempt, cause: str) -> None:
+        """Gives the run to another worker, at no cost. Always raises RunPostponed."""
+        retry = Retry(0, spent=False, waits=0, cause=cause)
+        await self._finish(attempt, "pending", Step(requeue("drained"), requeue_parameters(retry)))
+        _log.info("run.handed_over", cause=cause)
+        raise RunPostponed
+
+    async def _time_out(self, attempt: Attempt, invocation: Invocation, policy: GraphPolicy) -> None:
+        """The attempt took longer than the graph's `timeout`: it is spent. Always raises."""
+        error = RunTimeout("timeout", policy.timeout or 0)
+        decision = decide(Verdict("transient", why="timeout"), attempt.run, policy)
+        if isinstance(decision, Burial):
+            await self._bury_late(attempt, invocation, policy, error)
+            return
+        failure, snapshot = await self._describe(attempt, invocation, error)
+        await self._requeue(attempt, "timeout", decision, failure, snapshot)
+
+    async def _bury_late(
+        self, attempt: Attempt, invocation: Invocation, policy: GraphPolicy, error: RunTimeout
+    ) -> None:
+        failure, snapshot = await self._describe(attempt, invocation, error)
+        burial = Burial("timeout", f"{error.limit} over")
+        await self._bury(attempt, policy, burial, failure, snapshot, status="timeout")
+
+    async def _fail(
+        self, attempt: Attempt, invocation: Invocation, policy: GraphPolicy, error: Exception
+    ) -> None:
+        """Records what the graph raised, and what follows from it. Always raises."""
+        run = attempt.run
+        verdict = (
+            self._registry.classifier(run["graph"])(error)
+            if run["graph"] in self._registry.names
+            else Verdict("permanent", why="not served here")
         )
+        failure, snapshot = await self._describe(attempt, invocation, error)
+        decision = decide(verdict, run, policy)
+        breaker = self._breaker_step(run, policy, verdict, error)
+        if isinstance(decision, Burial):
+            await self._bury(attempt, policy, decision, failure, snapshot, *breaker)
+        else:
+            await self._requeue(attempt, "failed", decision, failure, snapshot, *breaker)
+
+    def _breaker_step(self, run: Row, policy: GraphPolicy, verdict: Verdict, error: Exception) -> list[Step]:
+        """What the failure means to a breaker, in the transaction that records it."""
+        if isinstance(error, DependencyUnavailable):
+            return [Step(join_breaker(), {"dependency": error.dependency, "graph": run["graph"]})]
+        if verdict.kind != "transient" or policy.breaker_threshold is None:
+            return []
+        dependency = dependency_of(error)
+        parameters = {
+            "kind": "graph" if dependency is None else "dependency",
+            "name": dependency or run["graph"],
+            "graph": run["graph"],
+            "threshold": policy.breaker_threshold,
+            "cooldown": policy.breaker_cooldown,
+            "reason": type(error).__name__,
+        }
+        return [Step(trip(), parameters)]
+
+    async def _describe(
+        self, attempt: Attempt, invocation: Invocation, error: Exception
+    ) -> tuple[Failure, StateSnapshot | None]:
+        try:
+            snapshot = await invocation.snapshot()
+        except Exception as unreadable:  # the failure is recorded all the same
+            _log.warning("run.state_unreadable", error=type(unreadable).__name__)
+            snapshot = None
+        failure = describe(error, attempt.run["graph"], failed_node(snapshot))
+        _log.warning("run.failed", error=failure.exception_type, node=failure.node)
+        return failure, snapshot
+
+    async def _requeue(
+        self,
+        attempt: Attempt,
+        outcome: str,
+        retry: Retry,
+        failure: Failure,
+        snapshot: StateSnapshot | None,
+        *breaker: Step,
+    ) -> None:
+        record = failure.record(checkpoint_id(snapshot))
+        step = Step(requeue(outcome), requeue_parameters(retry, error=failure.error(), **record))
+        await self._finish(attempt, "pending", step, *breaker)
+        _log.info("run.retried", cause=retry.cause, delay=round(retry.delay, 3), spent=retry.spent)
+        raise RunPostponed
 
     async def _bury(
-        self, attempt: Claimed, graph: Pregel[Any, Any, Any, Any] | None, error: Exception
+        self,
+        attempt: Attempt,
+        policy: GraphPolicy,
+        burial: Burial,
+        failure: Failure,
+        snapshot: StateSnapshot | None,
+        *breaker: Step,
+        status: str = "error",
     ) -> None:
-        snapshot = None if graph is None else await graph.aget_state(attempt.config)
-        failure = describe(error, attempt.run["graph"], _failed_node(snapshot))
-        _log.warning("run.failed", error=failure.exception_type, node=failure.node)
-        await self._finish(
-            attempt,
-            Step(
-                bury(),
-                {
-                    "letter_id": uuid7(),
-                    "reason": REASON_FAILED,
-                    "error": failure.error(),
-                    "node": failure.node,
-                    "checkpoint_id": _checkpoint_id(snapshot),
-                    "exception_type": failure.exception_type,
-                    "message": failure.message,
-                    "traceback": failure.traceback,
-                    "fingerprint": failure.fingerprint,
-                    "next_nodes": list(snapshot.next) if snapshot else [],
-                    "hold": attempt.policy.on_dead_letter == "hold",
-                },
-            ),
-        )
+        parameters = {
+            **failure.record(checkpoint_id(snapshot)),
+            "letter_id": uuid7(),
+            "reason": burial.reason,
+            "cause": burial.cause,
+            "error": failure.error(),
+            "fingerprint": failure.fingerprint,
+            "next_nodes": list(snapshot.next) if snapshot else None,
+            "spent": 1,
+            "lost": 0,
+            "hold": policy.on_dead_letter == "hold",
+        }
+        outcome = "timeout" if status == "timeout" else "failed"
+        await self._finish(attempt, status, Step(bury(status, outcome), parameters), *breaker)
+        run = attempt.run
+        raise RunFailed(f"{failure.exception_type}: see `threadmill runs show {run['id']}`") from None
 
-    async def _finish(self, attempt: Claimed, end: Step) -> None:
-        """Ends the run and finds the thread's next, in one round trip; then tells whoever waits."""
+    async def _finish(self, attempt: Attempt, status: str, end: Step, *more: Step) -> None:
+        """Ends the attempt and finds the thread's next run, in one round trip; then tells whoever waits.
+
+        more: what is to be done in the same transaction, and its last row logged. Raises LeaseLost.
+        """
         run = attempt.run
         held = {"run_id": run["id"], "attempt": run["attempt"]}
-        row = await self._database.carry_out(
-            _one_row(
-                Step(lock_thread(), {"tenant": run["tenant"], "thread_id": run["thread_id"]}),
-                Step(end.statement, {**end.parameters, **held}),
-            )
+        lock = Step(lock_thread(), {"tenant": run["tenant"], "thread_id": run["thread_id"]})
+        steps = [lock, Step(end.statement, {**end.parameters, **held}), *more]
+        tries = 0
+
+        async def send() -> list[Rows]:
+            nonlocal tries
+            tries += 1
+            return await self._database.carry_out(_rows(steps))
+
+        _, ended, *others = await patiently(send)
+        if not ended and not (tries > 1 and await self._was_committed(run, status)):
+            raise attempt.lease.refuse("end")
+        for rows in others:
+            _log_breaker(more[0], rows)
+        self._herald.announce(
+            None if status == "pending" else run["id"], next_bell(ended[0]) if ended else None
         )
-        if row is None:
-            raise LeaseLost(str(run["id"]), run["attempt"])
-        self._herald.announce(run["id"], next_bell(row))
+
+    async def _was_committed(self, run: Row, status: str) -> bool:
+        """Whether a try that Postgres did not answer took effect: the run stands as this attempt left it."""
+        steps = [Step(_STANDING, {"run_id": run["id"]})]
+        row = _first(await patiently(lambda: self._database.carry_out(_rows(steps))))
+        return row is not None and (row["status"], row["attempt"]) == (status, run["attempt"])
+
+    async def _count_refused(self, attempt: Attempt) -> None:
+        """Writes down what was refused; a hint for people, so it is tried once."""
+        if not attempt.lease.refused:
+            return
+        parameters = {
+            "run": attempt.run["id"],
+            "number": attempt.run["attempt"],
+            "refused": attempt.lease.refused,
+        }
+        try:
+            await self._database.carry_out(_rows([Step(count_fenced(), parameters)]))
+        except Exception as error:
+            _log.warning("run.refusals_not_counted", error=type(error).__name__)
 
 
-def _one_row(lock: Step, transition: Step) -> Plan[Row | None]:
-    """The plan of a transition under its thread's lock, in one round trip."""
-    _, rows = yield Batch([lock, transition])
-    return rows[0] if rows else None
+def _rows(steps: list[Step]) -> Plan[list[Rows]]:
+    """The plan of steps that need nothing of each other, in one round trip."""
+    return (yield Batch(steps))
 
 
-def _durability(run: Row, policy: GraphPolicy) -> Durability:
-    return cast(Durability, run["durability"] or policy.durability)
+def _first(results: list[Rows]) -> Row | None:
+    """The row of the last step, if it gave one."""
+    return results[-1][0] if results[-1] else None
 
 
-async def _graph_input(run: Row, saver: BoundSaver) -> Any:
-    """What the graph is invoked with; None where the run has given its command already, and goes on.
-
-    LangGraph knows an input that it has applied by the run's id, but takes a command again each time.
-    """
-    command = run["command"]
-    if command is None:
-        return run["input"]
-    if run["attempt"] > 1 and await _took_command(run, saver):
-        return None
-    goto = command.get("goto", ())
-    targets = goto if isinstance(goto, list) else [goto] if goto else []
-    return Command(
-        resume=command.get("resume"),
-        update=command.get("update"),
-        goto=[t if isinstance(t, str) else Send(t["node"], t["input"]) for t in targets],
-    )
-
-
-async def _took_command(run: Row, saver: BoundSaver) -> bool:
-    """Whether the thread stands at a checkpoint of this run's, or holds what its command wrote."""
-    head = await saver.aget_tuple({CONF: {"thread_id": run["thread_id"]}})
-    if head is None:
-        return False
-    wrote = any(task_id == NULL_TASK_ID for task_id, _, _ in head.pending_writes or ())
-    return wrote or head.metadata.get("run_id") == str(run["id"])
-
-
-def _failed_node(snapshot: StateSnapshot | None) -> str | None:
-    """The node whose error LangGraph saved; else the one that was to run; None outside any node."""
-    if snapshot is None:
-        return None
-    for task in snapshot.tasks:
-        if task.error is not None:
-            return task.name
-    return snapshot.next[0] if snapshot.next else None
-
-
-def _checkpoint_id(snapshot: StateSnapshot | None) -> str | None:
-    """The checkpoint at which the thread stands, if it has one."""
-    if snapshot is None:
-        return None
-    checkpoint_id = snapshot.config.get(CONF, {}).get("checkpoint_id")
-    return None if checkpoint_id is None else str(checkpoint_id)
+def _log_breaker(step: Step, rows: Rows) -> None:
+    if rows and rows[0].get("opened"):
+        parameters = step.parameters
+        _log.error(
+            "breaker.opened",
+            kind=parameters["kind"],
+            name=parameters["name"],
+            failures=rows[0]["failures"],
+            seconds=parameters["cooldown"],
+            reason=parameters["reason"],
+        )

@@ -9,7 +9,6 @@ from typing import Any
 
 MAX_MESSAGE = 4_000
 MAX_TRACEBACK = 32_000
-REASON_FAILED = "failed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +24,16 @@ class Failure:
     def error(self) -> dict[str, Any]:
         """The run's error as the ledger keeps it."""
         return {"type": self.exception_type, "message": self.message, "node": self.node}
+
+    def record(self, checkpoint_id: str | None) -> dict[str, Any]:
+        """The fields of the attempt's record, which ended at this checkpoint."""
+        return {
+            "node": self.node,
+            "checkpoint_id": checkpoint_id,
+            "exception_type": self.exception_type,
+            "message": self.message,
+            "traceback": self.traceback,
+        }
 
 
 def describe(error: BaseException, graph: str, node: str | None) -> Failure:

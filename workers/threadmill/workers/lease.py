@@ -5,9 +5,10 @@ from __future__ import annotations
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import psycopg
+import structlog
 from psycopg.pq import PipelineStatus
 from psycopg.rows import DictRow
 from psycopg_pool import AsyncConnectionPool
@@ -18,6 +19,8 @@ from threadmill.core.transitions import TENANT_SETTING
 
 FENCED = "TM001"  # the SQLSTATE that the fence raises
 
+_log = structlog.get_logger("threadmill.lease")
+
 Pool = AsyncConnectionPool[psycopg.AsyncConnection[DictRow]]
 
 _BIND = f"select set_config('{TENANT_SETTING}', %s, true)"
@@ -25,12 +28,35 @@ _BIND_SESSION = f"select set_config('{TENANT_SETTING}', %s, false)"
 _BIND_AND_FENCE = f"{_BIND}, {SCHEMA}.fence(%s, %s)"
 
 
-class Lease(NamedTuple):
-    """The right of one attempt to write into its run's thread."""
+@dataclass
+class Lease:
+    """The right of one attempt to write into its run's thread.
+
+    lost: the worker has heard that it is gone; nothing is sent any more, not even to be refused.
+    refused: how many writes were refused.
+    """
 
     run_id: uuid.UUID
     attempt: int
     thread_id: str
+    lost: bool = False
+    refused: int = 0
+
+    def check(self, what: str) -> None:
+        """Raises LeaseLost where it is known to be lost. what: is to be written."""
+        if self.lost:
+            raise self.refuse(what)
+
+    def refuse(self, what: str) -> LeaseLost:
+        """The error for a write that was refused, which is logged and counted."""
+        self.refused += 1
+        _log.warning("write.refused", what=what, run=str(self.run_id), attempt=self.attempt)
+        return self.lost_now()
+
+    def lost_now(self) -> LeaseLost:
+        """The error that says so; from here on the lease is known to be lost."""
+        self.lost = True
+        return LeaseLost(str(self.run_id), self.attempt)
 
 
 @asynccontextmanager
@@ -43,6 +69,8 @@ async def bound_connection(
     them is waited for; a block that raises commits none. The fence's row lock lasts until then, so what takes
     the run away waits for the write. Raises LeaseLost, with nothing written.
     """
+    if lease is not None:
+        lease.check("item")
     async with pool.connection() as connection:
         try:
             # On an autocommit connection a pipeline is one transaction, up to its end.
@@ -57,13 +85,13 @@ async def bound_connection(
                     await _undo(connection)
                     raise
         except psycopg.Error as error:
-            raise lease_lost(error, lease) or error from None
+            raise lease_lost(error, lease, "item") or error from None
 
 
-def lease_lost(error: Exception, lease: Lease | None) -> LeaseLost | None:
-    """LeaseLost, if that is what the error of a write means; else None."""
+def lease_lost(error: Exception, lease: Lease | None, what: str) -> LeaseLost | None:
+    """LeaseLost, if that is what the error of a write means; else None. what: was to be written."""
     if isinstance(error, psycopg.Error) and error.sqlstate == FENCED and lease is not None:
-        return LeaseLost(str(lease.run_id), lease.attempt)
+        return lease.refuse(what)
     return None
 
 

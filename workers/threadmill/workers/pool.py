@@ -7,9 +7,7 @@ read and not taken: its `on_apply` waits for the coroutine, so it runs one task 
 from __future__ import annotations
 
 import os
-import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
@@ -20,8 +18,10 @@ from kombu.serialization import loads
 
 from threadmill.core.celery_app import RUN_TASK
 from threadmill.core.settings import Settings
-from threadmill.workers.runtime import Runtime
+from threadmill.workers.runtime import Draining, Runtime
 from threadmill.workers.tasks import answer
+
+STOP_TIMEOUT = 5.0
 
 
 class AsyncioPool(BasePool):
@@ -36,16 +36,14 @@ class AsyncioPool(BasePool):
     signal_safe = False
     # Handed over by `worker.run_worker`, as Celery makes the pool and passes no arguments of ours.
     settings: Settings | None = None
+    on_replace: Callable[[], None] = staticmethod(lambda: None)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         assert self.settings is not None
-        self._runtime = Runtime(self.settings)
+        self._runtime = Runtime(self.settings, limit=self.limit, on_replace=self.on_replace)
         self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="threadmill-task")
-        self._lock = threading.Lock()
         self._running: set[Future[None]] = set()
-        self._waiting: deque[Callable[[], None]] = deque()
-        self._taken = 0
 
     def on_start(self) -> None:
         self._runtime.start()
@@ -65,43 +63,29 @@ class AsyncioPool(BasePool):
         assert callback is not None
         bell = _decode(*args[3:6])
 
-        def start() -> None:
+        def accept() -> None:
             if accept_callback is not None:
                 accept_callback(os.getpid(), time.monotonic())
-            future = self._runtime.submit(self._run(bell, callback))
-            self._running.add(future)
-            future.add_done_callback(self._release)
 
-        with self._lock:
-            if self._taken >= self.limit:
-                self._waiting.append(start)
-                return
-            self._taken += 1
-        start()
+        future = self._runtime.submit(self._run(bell, callback, accept))
+        self._running.add(future)
+        future.add_done_callback(self._running.discard)
 
-    async def _run(self, bell: list[Any], callback: Callable[..., Any]) -> None:
+    async def _run(self, bell: list[Any], callback: Callable[..., Any], accept: Callable[[], None]) -> None:
         started = time.monotonic()
         try:
-            result = await answer(self._runtime, bell)
+            result = await answer(self._runtime, bell, accept)
+        except Draining:
+            pass  # unacknowledged, so the broker keeps it
         except Exception:
             callback((True, ExceptionInfo(), time.monotonic() - started))
         else:
             callback((False, result, time.monotonic() - started))
 
-    def _release(self, future: Future[None]) -> None:
-        self._running.discard(future)
-        with self._lock:
-            if not self._waiting:
-                self._taken -= 1
-                return
-            start = self._waiting.popleft()
-        start()
-
     def on_stop(self) -> None:
-        """Warm shutdown: the runs that were accepted are executed to their end."""
-        with self._lock:
-            self._waiting.clear()  # unacknowledged, so the broker keeps them
-        wait(list(self._running))
+        """Warm shutdown: the runs under way are handed over at their next checkpoint."""
+        self._runtime.drain()
+        wait(list(self._running), timeout=STOP_TIMEOUT)
         self._threads.shutdown(cancel_futures=True)
         self._runtime.stop()
 

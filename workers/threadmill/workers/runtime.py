@@ -4,102 +4,242 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine
+import uuid
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import structlog
 import uvloop
-from uuid_utils.compat import uuid7
 
 from threadmill.core.database import AsyncDatabase
 from threadmill.core.doorbell import Bell, Doorbell
-from threadmill.core.errors import GraphError
+from threadmill.core.errors import GraphError, LeaseLost
 from threadmill.core.settings import Settings
 from threadmill.core.statement import Batch, Plan, Step
 from threadmill.core.transitions import announce_graph
 from threadmill.graphs import GraphDescription, Registry
-from threadmill.workers.executor import Executor
+from threadmill.workers.attempts import Attempts, NodeThreads
+from threadmill.workers.cancellations import Cancellations
+from threadmill.workers.executor import STOP_GRACE, BellDropped, Executor, RunFailed, RunPostponed
 from threadmill.workers.heartbeat import Heartbeat
 from threadmill.workers.herald import Herald
+from threadmill.workers.quarantine import Quarantine
+from threadmill.workers.slots import Slots
+from threadmill.workers.stuck import StuckWork
 from threadmill.workers.sweeper import Sweeper
+from threadmill.workers.taker import Taker
 
 T = TypeVar("T")
+
+# How long what was cancelled at the end may take to notice, in seconds.
+LAST_WORDS = 2.0
 
 _log = structlog.get_logger("threadmill.worker")
 
 
-class Runtime:
-    """An event loop in a thread, with the pool, the graphs, the heartbeat and the sweeper of one process.
+class Draining(Exception):
+    """The worker takes no more runs; the bell is another's to answer."""
 
-    With the asyncio pool it is Celery's main process; with prefork, each child has its own.
+
+class Runtime:
+    """An event loop in a thread, with everything that one process executes runs with.
+
+    With the asyncio pool it is Celery's main process; with prefork, each child has its own. With `alone` it
+    executes nothing but runs that must be alone, sweeps nothing and takes nothing by itself.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        limit: int | None = None,
+        alone: bool = False,
+        on_replace: Callable[[], None] = lambda: None,
+        on_node: Callable[[str], None] | None = None,
+    ) -> None:
+        """limit: runs at once; None takes the settings'. on_replace: the process is to be replaced, as a node
+        will not end. on_node: is told each node as it begins."""
         self._settings = settings
-        self.worker_id = uuid7()
+        self._alone = alone
+        self._on_node = on_node
+        self._limit = limit or settings.concurrency
         self._loop = uvloop.new_event_loop()
+        self._node_threads = NodeThreads(self._limit)
+        self._loop.set_default_executor(self._node_threads)
         self._thread = threading.Thread(target=self._loop.run_forever, name="threadmill-loop", daemon=True)
         self._database = AsyncDatabase(settings)
         self._doorbell = Doorbell(settings)
         self._herald = Herald(settings, self._doorbell)
-        self._heartbeat = Heartbeat(settings, self.worker_id)
-        self._sweeper = Sweeper(settings, self._doorbell)
-        self._executor: Executor | None = None
+        self._attempts = Attempts()
+        self._registry = Registry.read(settings.graphs_file)
+        self._heartbeat = Heartbeat(
+            settings,
+            self._attempts,
+            on_cut_off=lambda: self._call(self._cut_off),
+            on_taken=lambda run_id, number: self._call(self._attempts.stop, run_id, number, "taken"),
+            on_given_back=lambda bell: self._herald.announce(None, bell),
+        )
+        self._cancellations = Cancellations(
+            settings, lambda run_id: self._call(self._attempts.stop, run_id, None, "taken")
+        )
+        self._sweeper = Sweeper(settings, self._doorbell, self._herald, self._holds)
+        self._stuck = StuckWork(settings.drain_timeout, on_replace)
+        self._slots: Slots
+        self._quarantine: Quarantine
+        self._executor: Executor
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def worker_id(self) -> uuid.UUID:
+        """The id under which runs are claimed; another one after the worker was struck off."""
+        return self._heartbeat.worker_id
 
     def start(self) -> None:
         """Loads and announces the graphs and enters the worker.
 
         Raises GraphConfigInvalid, DatabaseUnavailable and DatabaseNotMigrated.
         """
-        registry = Registry.read(self._settings.graphs_file)
-        registry.activate()
+        self._registry.activate()
         self._thread.start()
         try:
-            versions = self.submit(self._announce(registry)).result()
+            self.submit(self._begin()).result()
             self._heartbeat.start()
         except BaseException:
             self._stop_loop()
             raise
         self._herald.start()
-        self._sweeper.start()
+        self._cancellations.start()
+        if not self._alone:
+            self._sweeper.start()
+            self.submit(self._begin_taking()).result()
+
+    async def _begin(self) -> None:
+        versions = await self._announce()
+        self._slots = Slots(self._limit)
+        self._quarantine = Quarantine(self._settings, self._database, self._herald, self._holds)
         self._executor = Executor(
-            self._settings, registry, self._database, self._herald, self.worker_id, versions
+            self._settings,
+            self._registry,
+            self._database,
+            self._herald,
+            self._heartbeat,
+            self._attempts,
+            self._stuck,
+            versions,
+            alone=self._alone,
+            on_node=self._on_node,
         )
 
+    async def _begin_taking(self) -> None:
+        taker = Taker(
+            self._settings,
+            self._database,
+            self._slots,
+            redis_is_away=lambda: self._cancellations.redis_is_away,
+            answer=self._answer_quietly,
+        )
+        self._tasks = [
+            asyncio.create_task(taker.take_on(), name="threadmill-taker"),
+            asyncio.create_task(self._quarantine.work(), name="threadmill-quarantine"),
+        ]
+
+    def drain(self) -> None:
+        """Hands over every run at its next checkpoint; what takes longer than `drain_timeout` is fenced."""
+        self.submit(self._drain()).result()
+
+    def request_drain(self) -> None:
+        """Begins to drain, and does not wait for it. May be called from any thread."""
+        self._call(self._begin_drain)
+
     def stop(self) -> None:
-        """Stops everything; runs that are under way are abandoned, so wait for them first."""
+        """Stops everything; runs that are under way are abandoned, so drain first."""
         self._sweeper.stop()
+        self._cancellations.stop()
         self._herald.stop()
         self._heartbeat.stop()
         self._stop_loop()
         self._doorbell.close()
 
+    def _begin_drain(self) -> None:
+        self._executor.accepts = False
+        for task in self._tasks:
+            task.cancel()
+        self._attempts.request_drain()
+
+    async def _drain(self) -> None:
+        self._begin_drain()
+        _log.info("worker.drains", runs=len(self._attempts))
+        closing = asyncio.create_task(self._quarantine.close())
+        if not await self._attempts.wait_until_idle(self._settings.drain_timeout):
+            _log.warning("worker.drain_timeout", runs=len(self._attempts))
+            self._attempts.stop_all("drain timeout")
+            await self._attempts.wait_until_idle(2 * STOP_GRACE)
+        await closing
+
     def _stop_loop(self) -> None:
-        self.submit(self._database.close()).result()
+        self.submit(self._end_tasks()).result()
+        self._node_threads.shutdown(wait=False, cancel_futures=True)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+    async def _end_tasks(self) -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        if others:
+            await asyncio.wait(others, timeout=LAST_WORDS)
+        await self._database.close()
 
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
         """Runs a coroutine on the loop; the future may be waited for in any other thread."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
-    async def execute(self, bell: Bell) -> str:
-        """See Executor.execute."""
-        assert self._executor is not None, "start() comes first"
-        return await self._executor.execute(bell)
+    def _call(self, function: Callable[..., object], *arguments: object) -> None:
+        with suppress(RuntimeError):  # the loop is closed already
+            self._loop.call_soon_threadsafe(function, *arguments)
 
-    async def _announce(self, registry: Registry) -> dict[str, str]:
+    async def answer(self, bell: Bell, accept: Callable[[], None] = lambda: None) -> str:
+        """Executes the run of a bell when a slot is free, and returns its status.
+
+        accept: is called when the bell has been taken. Raises Draining before that, and what
+        Executor.execute raises.
+        """
+        if bell.alone and not self._alone:
+            accept()
+            self._quarantine.line_up(bell)
+            raise BellDropped
+        async with self._slots.take():
+            if not self._executor.accepts:
+                raise Draining
+            accept()
+            return await self._executor.execute(bell)
+
+    async def _answer_quietly(self, bell: Bell) -> None:
+        """`answer` where nobody listens: what came of it is in the ledger."""
+        with suppress(BellDropped, RunFailed, RunPostponed, LeaseLost, Draining):
+            await self.answer(bell)
+
+    def _cut_off(self) -> None:
+        """The lease has run out: everything stops, and whoever waits for Postgres stops waiting."""
+        self._attempts.stop_all("cut off")
+        self._database.break_off()
+
+    def _holds(self, graph: str) -> bool:
+        return graph in self._registry.names and self._registry.policy(graph).on_dead_letter == "hold"
+
+    async def _announce(self) -> dict[str, str]:
         """Writes what this process serves into the ledger, and returns the graphs' versions.
 
         A graph that cannot be loaded is left out.
         """
         await self._database.pool()
         versions = {}
-        for name in registry.names:
+        for name in self._registry.names:
             try:
-                description = await registry.describe(name)
+                description = await self._registry.describe(name)
             except GraphError as error:
                 _log.error("graph.not_served", graph=name, reason=str(error))
                 continue

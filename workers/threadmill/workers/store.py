@@ -24,6 +24,7 @@ from psycopg.rows import DictRow, dict_row
 
 from threadmill.core.keys import store_label
 from threadmill.workers.lease import Lease, Pool, bound_connection
+from threadmill.workers.patience import patiently
 
 
 class _FencedStore(AsyncPostgresStore):
@@ -77,7 +78,8 @@ class BoundStore(BaseStore):
     async def abatch(self, ops: Iterable[Op]) -> list[Result]:
         if self._inner is None:
             self._inner = _FencedStore(self._pool, self._tenant, self._lease)
-        results = await self._inner.abatch([self._labelled(op) for op in ops])
+        inner, labelled = self._inner, [self._labelled(op) for op in ops]
+        results = await patiently(lambda: inner.abatch(labelled))
         return [self._unlabelled(result) for result in results]
 
     def _labelled(self, op: Op) -> Op:

@@ -1,7 +1,11 @@
-"""The leader's sweep: rings for ready runs that nobody rang for, and forgets outputs past their time.
+"""The leader's sweep: rescues the runs of lost workers, ends what is past its deadline, and rings again.
 
 Every worker process tries to be the leader; a session-level advisory lock of Postgres decides, and falls to
 another when the leader's connection ends. Losing the leader costs one sweep interval.
+
+A worker is lost when its heartbeat is stale, by the database's clock. The leader judges nobody before it has
+itself been connected for as long: where Postgres was away, for all of them, those that live have beaten by
+then.
 
 Between two sweeps the leader listens for the bells of runs that were enqueued in a caller's transaction:
 Postgres delivers the notification when, and only when, that transaction commits.
@@ -18,14 +22,25 @@ from psycopg.rows import DictRow
 
 from threadmill.core.database import connect
 from threadmill.core.doorbell import Bell, Doorbell, bell_of
-from threadmill.core.errors import BrokerUnavailable, Unavailable
+from threadmill.core.errors import BrokerUnavailable
 from threadmill.core.models import SCHEMA
 from threadmill.core.settings import Settings
-from threadmill.core.statement import Batch, Step, send
-from threadmill.core.transitions import DOORBELL_CHANNEL, expire_outputs, ring_again
+from threadmill.core.statement import Batch, Plan, Step, carry_out, send
+from threadmill.core.transitions import (
+    DOORBELL_CHANNEL,
+    expire_outputs,
+    expired_runs,
+    ring_again,
+    runs_without_worker,
+    strike_off_silent,
+)
+from threadmill.workers.herald import Herald
+from threadmill.workers.rescue import Holds, expire_run, rescue
 
 # No more bells are rung while this many wait unheard, so that a backlog is not rung for again and again.
 MAX_WAITING_BELLS = 1_000
+# So many runs are rescued or expired in one sweep; the rest follow in the next.
+BATCH = 500
 EXPIRY_INTERVAL = 60.0
 # Listening cannot be interrupted, so it looks up this often, in seconds, whether to stop.
 STOP_LATENCY = 0.2
@@ -39,11 +54,15 @@ _log = structlog.get_logger("threadmill.sweeper")
 class Sweeper:
     """Sweeps while this process leads, in a thread and a connection of its own."""
 
-    def __init__(self, settings: Settings, doorbell: Doorbell) -> None:
+    def __init__(self, settings: Settings, doorbell: Doorbell, herald: Herald, holds: Holds) -> None:
+        """holds: whether a graph's dead letters hold their lanes."""
         self._settings = settings
         self._doorbell = doorbell
+        self._herald = herald
+        self._holds = holds
         self._stopping = threading.Event()
         self._expired_at = float("-inf")
+        self._connected_at = 0.0
         self._thread = threading.Thread(target=self._work, name="threadmill-sweeper", daemon=True)
 
     def start(self) -> None:
@@ -58,9 +77,10 @@ class Sweeper:
         while not self._stopping.is_set():
             try:
                 with connect(self._settings) as connection:
+                    self._connected_at = time.monotonic()
                     self._lead(connection)
-            except (psycopg.Error, Unavailable) as error:
-                _log.warning("sweeper.disconnected", error=type(error).__name__)
+            except Exception as error:  # whatever it is, it must not be the last sweep
+                _log.warning("sweeper.interrupted", error=type(error).__name__)
                 self._stopping.wait(self._settings.sweep_interval)
 
     def _lead(self, connection: psycopg.Connection[DictRow]) -> None:
@@ -69,6 +89,11 @@ class Sweeper:
             if self._stopping.wait(self._settings.sweep_interval):
                 return
         _log.info("sweeper.leads")
+        # A leader that is frozen keeps its connection, and with it the lock. Postgres ends a session from
+        # which nothing has come for so long, and another leads.
+        patience = round(self._settings.heartbeat_timeout * 500)
+        connection.execute(f"set idle_session_timeout = {max(patience, 1000)}")
+        connection.execute(f"set idle_in_transaction_session_timeout = {max(patience, 1000)}")
         connection.execute(f"listen {DOORBELL_CHANNEL}")
         while not self._stopping.is_set():
             self._sweep(connection)
@@ -84,13 +109,57 @@ class Sweeper:
                 except (TypeError, ValueError):  # whoever may connect may notify, anything
                     _log.warning("sweeper.no_bell")
                 else:
-                    self._doorbell.ring([bell])
+                    self._herald.announce(None, bell)
 
     def _is_leader(self, connection: psycopg.Connection[DictRow]) -> bool:
         row = connection.execute(_LEAD).fetchone()
         return row is not None and bool(row["leads"])
 
     def _sweep(self, connection: psycopg.Connection[DictRow]) -> None:
+        if time.monotonic() - self._connected_at > self._settings.heartbeat_timeout:
+            self._rescue(connection)
+        self._expire(connection)
+        self._ring_again(connection)
+        if time.monotonic() - self._expired_at > EXPIRY_INTERVAL:
+            self._expired_at = time.monotonic()
+            step = Step(expire_outputs(), {"ttl": self._settings.output_ttl, "limit": EXPIRY_BATCH})
+            send(connection, Batch([step]))
+
+    def _rescue(self, connection: psycopg.Connection[DictRow]) -> None:
+        """Gives the runs of lost workers to others.
+
+        A worker is struck off first, and its runs follow one by one; should the leader be lost meanwhile,
+        the next one finds runs that belong to nobody.
+        """
+        silence = Step(strike_off_silent(), {"silence": self._settings.heartbeat_timeout})
+        silent, runs = send(connection, Batch([silence, Step(runs_without_worker(), {"limit": BATCH})]))
+        for worker in silent:
+            _log.warning(
+                "sweeper.worker_lost", worker=str(worker["id"]), host=worker["host"], pid=worker["pid"]
+            )
+        stale = {worker["id"] for worker in silent}
+        rescued = 0
+        for run in runs:
+            cause = "heartbeat stale" if run["worker_id"] in stale else "worker gone"
+            rescued += self._carry_out(connection, rescue(run, cause, self._holds))
+        if rescued:
+            _log.warning("sweeper.rescued", runs=rescued)
+
+    def _expire(self, connection: psycopg.Connection[DictRow]) -> None:
+        (runs,) = send(connection, Batch([Step(expired_runs(), {"limit": BATCH})]))
+        expired = sum(self._carry_out(connection, expire_run(run, self._holds)) for run in runs)
+        if expired:
+            _log.warning("sweeper.expired", runs=expired)
+
+    def _carry_out(
+        self, connection: psycopg.Connection[DictRow], plan: Plan[tuple[bool, Bell | None]]
+    ) -> bool:
+        done, bell = carry_out(connection, plan)
+        if bell is not None:
+            self._herald.announce(None, bell)
+        return done
+
+    def _ring_again(self, connection: psycopg.Connection[DictRow]) -> None:
         try:
             allowance = MAX_WAITING_BELLS - self._doorbell.waiting()
         except BrokerUnavailable as error:
@@ -99,10 +168,6 @@ class Sweeper:
         else:
             if allowance > 0:
                 self._ring(connection, allowance)
-        if time.monotonic() - self._expired_at > EXPIRY_INTERVAL:
-            self._expired_at = time.monotonic()
-            step = Step(expire_outputs(), {"ttl": self._settings.output_ttl, "limit": EXPIRY_BATCH})
-            send(connection, Batch([step]))
 
     def _ring(self, connection: psycopg.Connection[DictRow], limit: int) -> None:
         step = Step(ring_again(), {"limit": limit, "patience": self._settings.ring_again_after})

@@ -40,10 +40,16 @@ async def _upgrade(settings: Settings) -> None:
         await AsyncPostgresSaver(connection).setup()
         store = AsyncPostgresStore(connection)
         await store.setup()
+        # Whose write it is, so that what a run wrote beside another's checkpoint can be told apart.
+        await connection.execute(
+            f"alter table {SCHEMA}.checkpoint_writes add column if not exists run_id uuid"
+        )
         for table in CHECKPOINT_TABLES:
             # Nothing reads by it that the primary key, which begins with the same column, does not serve.
             await connection.execute(f"drop index if exists {SCHEMA}.{table}_thread_id_idx")
             await _guard(connection, table, _OWN_CHECKPOINT)
+            # A producer that cancels a run may have what it wrote removed.
+            await connection.execute(f"grant delete on {SCHEMA}.{table} to {TENANT_ROLE}")
         await _guard(connection, STORE_TABLE, _OWN_ITEM)
 
 

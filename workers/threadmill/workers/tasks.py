@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import uuid
+import os
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -15,8 +16,8 @@ from threadmill.core.doorbell import Bell
 from threadmill.core.errors import LeaseLost
 from threadmill.core.logs import configure_logs
 from threadmill.core.settings import Settings
-from threadmill.workers.executor import BellDropped
-from threadmill.workers.runtime import Runtime
+from threadmill.workers.executor import BellDropped, RunPostponed
+from threadmill.workers.runtime import Draining, Runtime
 
 
 class Process:
@@ -25,12 +26,14 @@ class Process:
     runtime: Runtime | None = None
 
 
-async def answer(runtime: Runtime, args: list[Any]) -> str:
-    """Executes the run that a bell's arguments name; raises Celery's Ignore where nothing is to be shown."""
-    run_id, tenant, thread_id, graph = args
+async def answer(runtime: Runtime, args: list[Any], accept: Callable[[], None] = lambda: None) -> str:
+    """Executes the run that a bell's arguments name; raises Celery's Ignore where nothing is to be shown.
+
+    accept: is called when there is room for it. Raises Draining before that.
+    """
     try:
-        return await runtime.execute(Bell(uuid.UUID(run_id), tenant, thread_id, graph))
-    except (BellDropped, LeaseLost):
+        return await runtime.answer(Bell.of(*args), accept)
+    except (BellDropped, LeaseLost, RunPostponed):
         # A second bell for a run must not overwrite in Flower what became of the first.
         raise Ignore from None
 
@@ -43,7 +46,10 @@ def create_worker_app(settings: Settings) -> Celery:
     def run(self: Task, *args: Any) -> str:  # noqa: ARG001 - Celery binds it
         # Only the prefork pool comes here: the asyncio pool calls `answer` on its loop.
         assert Process.runtime is not None
-        return Process.runtime.submit(answer(Process.runtime, list(args))).result()
+        try:
+            return Process.runtime.submit(answer(Process.runtime, list(args))).result()
+        except Draining:
+            raise Ignore from None
 
     _give_children_a_runtime(settings)
     return app
@@ -54,11 +60,13 @@ def _give_children_a_runtime(settings: Settings) -> None:
 
     def start(**_: Any) -> None:
         configure_logs(settings)
-        Process.runtime = Runtime(settings)
+        # Celery puts another child in the place of one that ends.
+        Process.runtime = Runtime(settings, limit=1, on_replace=lambda: os.kill(os.getpid(), signal.SIGTERM))
         Process.runtime.start()
 
     def stop(**_: Any) -> None:
         if Process.runtime is not None:
+            Process.runtime.drain()
             Process.runtime.stop()
 
     _connect(worker_process_init, start)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import sys
+import threading
 import warnings
 from typing import Any, Literal
 
 import structlog
 from celery.exceptions import SecurityWarning
 from celery.signals import worker_ready
+from celery.worker import state
 
 from threadmill.core.database import check_revision, connect
 from threadmill.core.logs import configure_logs
@@ -19,6 +23,9 @@ from threadmill.workers.pool import AsyncioPool
 from threadmill.workers.tasks import create_worker_app
 
 _log = structlog.get_logger("threadmill.worker")
+
+# How long the threads of nodes may take to end with the process, in seconds.
+LAST_WORDS = 1.0
 
 PoolName = Literal["asyncio", "prefork"]
 
@@ -35,6 +42,13 @@ def run_worker(settings: Settings, pool: PoolName = "asyncio") -> int:
     # Celery warns against root because of pickle, which is not accepted here.
     warnings.filterwarnings("ignore", category=SecurityWarning)
     AsyncioPool.settings = settings
+    replaced = threading.Event()
+
+    def replace() -> None:
+        replaced.set()
+        state.should_stop = 0  # Celery's own way of asking for a warm shutdown
+
+    AsyncioPool.on_replace = staticmethod(replace)
     app = create_worker_app(settings)
     worker = app.Worker(
         hostname=f"threadmill-{os.getpid()}@{socket.gethostname()}",
@@ -50,8 +64,47 @@ def run_worker(settings: Settings, pool: PoolName = "asyncio") -> int:
         _log.info("worker.ready", queue=settings.queue, pool=pool, concurrency=settings.concurrency)
 
     worker_ready.connect(ready, weak=False)
+    _take_signals(worker)
     worker.start()
+    if replaced.is_set():
+        _log.warning("worker.replaces_itself")
+        _flush()
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - this very command again
     return int(worker.exitcode or 0)
+
+
+def leave(status: int) -> None:
+    """Ends the process, also where the thread of a node is still at work, which Python would wait for."""
+    threads = [thread for thread in threading.enumerate() if thread.name.startswith("threadmill-node")]
+    for thread in threads:
+        thread.join(LAST_WORDS / len(threads))
+    if any(thread.is_alive() for thread in threads):
+        _flush()
+        os._exit(status)
+
+
+def _flush() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+
+
+def _take_signals(worker: Any) -> None:
+    """SIGTERM and SIGINT drain; a second SIGINT exits at once, and the leases do the rest.
+
+    Celery's own handlers end a worker with status 1 on SIGINT, and have several stages beyond the second.
+    """
+    install = worker.install_platform_tweaks
+
+    def interrupt(*_: Any) -> None:
+        if state.should_stop is not None:
+            os._exit(128 + signal.SIGINT)
+        state.should_stop = 0
+
+    def install_ours(instance: Any) -> None:
+        install(instance)
+        signal.signal(signal.SIGINT, interrupt)
+
+    worker.install_platform_tweaks = install_ours
 
 
 def _check_surroundings(settings: Settings) -> None:

@@ -13,12 +13,15 @@ the thread's row its lane:
 Time is the database's clock throughout.
 
     pending ── claim ──► running ── succeed ──► success
-       ▲  │                 │
-       │  └── cancel ──► interrupted ◄── cancel
-       │                    │
-       └── replay ── error ◄┴── bury
+     ▲  ▲  │               │  │  │
+     │  │  └── cancel ─────┼──┼──┴─ cancel ──► interrupted
+     │  └── requeue ───────┘  │        (requeue: retry, rescue, handing over)
+     │                        bury
+     │                        ▼
+     └── replay ──────── error, timeout ◄── expire ── pending
 """
 
+from threadmill.core.transitions.breaking import join_breaker, open_breakers, trip
 from threadmill.core.transitions.enqueue import (
     RUN_COLUMNS,
     announce_in_transaction,
@@ -30,18 +33,24 @@ from threadmill.core.transitions.enqueue import (
 from threadmill.core.transitions.fleet import (
     announce_graph,
     beat,
+    count_fenced,
     enlist,
     expire_outputs,
+    expired_runs,
     ring_again,
+    runs_of_worker,
+    runs_without_worker,
     strike_off,
+    strike_off_silent,
 )
 from threadmill.core.transitions.lane import lock_thread
 from threadmill.core.transitions.replaying import discard, park, replay, schedule_replay, thread_has_moved
-from threadmill.core.transitions.running import bury, cancel, claim, succeed
-from threadmill.core.transitions.terms import DOORBELL_CHANNEL, TENANT_SETTING
+from threadmill.core.transitions.running import bury, cancel, claim, expire, requeue, succeed
+from threadmill.core.transitions.terms import DOORBELL_CHANNEL, QUARANTINE_LOSSES, TENANT_SETTING
 
 __all__ = [
     "DOORBELL_CHANNEL",
+    "QUARANTINE_LOSSES",
     "RUN_COLUMNS",
     "TENANT_SETTING",
     "announce_graph",
@@ -51,18 +60,28 @@ __all__ = [
     "bury",
     "cancel",
     "claim",
+    "count_fenced",
     "discard",
     "enlist",
     "enter_threads",
+    "expire",
     "expire_outputs",
+    "expired_runs",
     "find_by_idempotency_key",
     "insert_runs",
+    "join_breaker",
     "lock_thread",
+    "open_breakers",
     "park",
     "replay",
+    "requeue",
     "ring_again",
+    "runs_of_worker",
+    "runs_without_worker",
     "schedule_replay",
     "strike_off",
+    "strike_off_silent",
     "succeed",
     "thread_has_moved",
+    "trip",
 ]

@@ -18,11 +18,16 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.sql import Executable
 
+from threadmill.core.transitions.lane import BELL_COLUMNS
 from threadmill.core.transitions.terms import (
+    ATTEMPTS,
     GRAPHS,
     RUNS,
     WORKERS,
+    another_running,
     earlier_unfinished,
+    held_back_by_breaker,
+    is_expired,
     lane_is_free,
     seconds,
     tenant_is_paused,
@@ -44,8 +49,10 @@ def ring_again() -> Executable:
             RUNS.c.run_at <= func.now(),
             or_(RUNS.c.dispatched_at.is_(null()), RUNS.c.dispatched_at < func.now() - seconds("patience")),
             ~earlier_unfinished(RUNS),
+            ~another_running(RUNS),
             lane_is_free(),
             ~tenant_is_paused(),
+            ~held_back_by_breaker(),
         )
         .order_by(RUNS.c.run_at)
         .limit(bindparam("limit", type_=Integer))
@@ -53,10 +60,7 @@ def ring_again() -> Executable:
         .cte("ready")
     )
     return (
-        update(RUNS)
-        .where(RUNS.c.id == ready.c.id)
-        .values(dispatched_at=func.now())
-        .returning(RUNS.c.id, RUNS.c.tenant, RUNS.c.thread_id, RUNS.c.graph)
+        update(RUNS).where(RUNS.c.id == ready.c.id).values(dispatched_at=func.now()).returning(*BELL_COLUMNS)
     )
 
 
@@ -109,7 +113,7 @@ def enlist() -> Executable:
 
 @cache
 def beat() -> Executable:
-    """The worker's heartbeat. Parameter: worker_id. No row: it was struck off."""
+    """The worker's heartbeat. Parameter: worker_id. No row: it was struck off, and its runs are others'."""
     return (
         update(WORKERS)
         .where(WORKERS.c.id == bindparam("worker_id"))
@@ -120,5 +124,74 @@ def beat() -> Executable:
 
 @cache
 def strike_off() -> Executable:
-    """Removes a worker that has stopped. Parameter: worker_id."""
-    return delete(WORKERS).where(WORKERS.c.id == bindparam("worker_id"))
+    """Removes a worker that has stopped, or is known to be gone. Parameter: worker_id."""
+    return delete(WORKERS).where(WORKERS.c.id == bindparam("worker_id")).returning(WORKERS.c.id)
+
+
+@cache
+def strike_off_silent() -> Executable:
+    """Removes the workers whose heartbeat is stale. Parameter: silence (seconds).
+
+    A worker that beats at this moment keeps its row, or loses it and is told: both change the same row.
+    """
+    return (
+        delete(WORKERS)
+        .where(WORKERS.c.heartbeat_at < func.now() - seconds("silence"))
+        .returning(WORKERS.c.id, WORKERS.c.host, WORKERS.c.pid)
+    )
+
+
+_HELD_COLUMNS = (
+    RUNS.c.id,
+    RUNS.c.tenant,
+    RUNS.c.thread_id,
+    RUNS.c.graph,
+    RUNS.c.attempt,
+    RUNS.c.worker_id,
+    RUNS.c.worker_losses,
+)
+
+
+@cache
+def runs_of_worker() -> Executable:
+    """What a worker has claimed and not given back. Parameter: worker_id."""
+    return select(*_HELD_COLUMNS).where(
+        RUNS.c.worker_id == bindparam("worker_id"), RUNS.c.status == word("running")
+    )
+
+
+@cache
+def runs_without_worker() -> Executable:
+    """Running runs whose worker is struck off. Parameter: limit."""
+    # Not in: one look at the few workers there are, and one reading of the index of running runs.
+    return (
+        select(*_HELD_COLUMNS)
+        .where(RUNS.c.status == word("running"), RUNS.c.worker_id.not_in(select(WORKERS.c.id)))
+        .order_by(RUNS.c.worker_id)
+        .limit(bindparam("limit", type_=Integer))
+    )
+
+
+@cache
+def expired_runs() -> Executable:
+    """Pending runs past their deadline, with their graph's policy. Parameter: limit."""
+    return (
+        select(RUNS.c.id, RUNS.c.tenant, RUNS.c.thread_id, RUNS.c.graph, RUNS.c.attempt, GRAPHS.c.policy)
+        .join_from(RUNS, GRAPHS, GRAPHS.c.name == RUNS.c.graph, isouter=True)
+        .where(RUNS.c.status == word("pending"), RUNS.c.deadline.is_not(None), is_expired())
+        .order_by(RUNS.c.deadline)
+        .limit(bindparam("limit", type_=Integer))
+    )
+
+
+@cache
+def count_fenced() -> Executable:
+    """Counts what attempts went on to write after they had lost their lease, and were refused.
+
+    Parameters: run, number (of the attempt), refused (how many writes).
+    """
+    return (
+        update(ATTEMPTS)
+        .where(ATTEMPTS.c.run_id == bindparam("run"), ATTEMPTS.c.attempt == bindparam("number"))
+        .values(fenced_writes=ATTEMPTS.c.fenced_writes + bindparam("refused", type_=Integer))
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -24,9 +25,13 @@ from threadmill.core.transitions.terms import (
     RUNS,
     THREADS,
     is_unfinished,
+    runs_alone,
     stands,
     word,
 )
+
+# What a bell is made of.
+BELL_COLUMNS = (RUNS.c.id, RUNS.c.tenant, RUNS.c.thread_id, RUNS.c.graph, runs_alone().label("alone"))
 
 
 @cache
@@ -62,13 +67,7 @@ def ring_for(following: CTE, *, unless: ColumnElement[bool] | None = None) -> CT
     due = [RUNS.c.id == following.c.id, stands(RUNS.c.status, "pending"), following.c.run_at <= func.now()]
     if unless is not None:
         due.append(~unless)
-    return (
-        update(RUNS)
-        .where(*due)
-        .values(dispatched_at=func.now())
-        .returning(RUNS.c.id, RUNS.c.tenant, RUNS.c.thread_id, RUNS.c.graph)
-        .cte("rung")
-    )
+    return update(RUNS).where(*due).values(dispatched_at=func.now()).returning(*BELL_COLUMNS).cte("rung")
 
 
 def bells(*extra: CTE, rung: CTE, ended: CTE) -> Executable:
@@ -79,6 +78,7 @@ def bells(*extra: CTE, rung: CTE, ended: CTE) -> Executable:
         rung.c.tenant.label("next_tenant"),
         rung.c.thread_id.label("next_thread_id"),
         rung.c.graph.label("next_graph"),
+        rung.c.alone.label("next_alone"),
     ).select_from(ended.outerjoin(rung, true()))
     return statement.add_cte(*extra) if extra else statement
 
@@ -99,7 +99,11 @@ def status_after(following: CTE, status: ColumnElement[str]) -> ColumnElement[st
 
 
 def attempt_record(
-    ended: CTE, outcome: str, *, where: ColumnElement[bool] | None = None, **fields: ColumnElement[Any]
+    ended: CTE,
+    outcome: str,
+    fields: Mapping[str, ColumnElement[Any]],
+    *,
+    where: ColumnElement[bool] | None = None,
 ) -> CTE:
     """Records how the ended run's attempt came out. where: only if this holds.
 

@@ -19,6 +19,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.sql import Executable
 
 from threadmill.core.transitions.lane import (
+    BELL_COLUMNS,
     bells,
     next_of,
     ring_for,
@@ -27,6 +28,7 @@ from threadmill.core.transitions.lane import (
 )
 from threadmill.core.transitions.terms import (
     LETTERS,
+    QUARANTINE_LOSSES,
     RUNS,
     THREADS,
     seconds,
@@ -83,14 +85,16 @@ def replay() -> Executable:
             deadline=null(),
             worker_id=null(),
             dispatched_at=null(),
+            failures=0,
+            throttled=0,
+            # What was buried for the workers that it cost goes on alone, and the next loss buries it again.
+            worker_losses=func.least(RUNS.c.worker_losses, QUARANTINE_LOSSES),
         )
-        .returning(RUNS.c.id, RUNS.c.tenant, RUNS.c.thread_id, RUNS.c.graph, letter.c.replay_mode)
+        .returning(*BELL_COLUMNS, letter.c.replay_mode)
         .cte("replayed")
     )
     thread = update_thread(ended, status=word("busy"))
-    return select(ended.c.id, ended.c.tenant, ended.c.thread_id, ended.c.graph, ended.c.replay_mode).add_cte(
-        thread
-    )
+    return select(ended).add_cte(thread)
 
 
 @cache

@@ -1,4 +1,4 @@
-"""What happens to a run: claim, succeed, bury, cancel."""
+"""What happens to a run: claim, succeed, requeue, bury, cancel."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import Any
 
 from sqlalchemy import (
     CTE,
+    Boolean,
     ColumnElement,
+    Float,
     Integer,
     Text,
     and_,
@@ -17,6 +19,7 @@ from sqlalchemy import (
     exists,
     func,
     null,
+    or_,
     select,
     update,
 )
@@ -24,7 +27,9 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSON, UUID
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.sql import Executable
 
+from threadmill.core.transitions.breaking import close_breakers
 from threadmill.core.transitions.lane import (
+    BELL_COLUMNS,
     attempt_record,
     bells,
     next_of,
@@ -35,12 +40,15 @@ from threadmill.core.transitions.lane import (
 from threadmill.core.transitions.terms import (
     LETTERS,
     RUNS,
-    TENANTS,
     THREADS,
     another_running,
     earlier_unfinished,
+    held_back_by_breaker,
+    is_expired,
     is_unfinished,
     lane_is_free,
+    runs_alone,
+    seconds,
     stands,
     tenant_is_paused,
     word,
@@ -51,9 +59,10 @@ from threadmill.core.transitions.terms import (
 def claim() -> Executable:
     """pending → running: gives the run to one attempt of one worker, after `lock_thread`.
 
-    Returns the run's row; none where it is not due, not at its thread's head, held back by a dead letter,
-    or its tenant is paused. Parameters: run_id, tenant, thread_id, worker_id,
-    graph_version.
+    Returns the run's row, with `seconds_left` until its deadline; none where it is not due, past its
+    deadline, not at its thread's head, held back by a dead letter or a breaker, or its tenant is paused;
+    and where it is to run alone and this worker is not the place for that.
+    Parameters: run_id, tenant, thread_id, worker_id, graph_version, alone (a boolean).
     """
     return (
         update(RUNS)
@@ -67,6 +76,9 @@ def claim() -> Executable:
             ~another_running(RUNS),
             lane_is_free(),
             ~tenant_is_paused(),
+            ~held_back_by_breaker(),
+            ~is_expired(),
+            or_(~runs_alone(), cast(bindparam("alone"), Boolean)),
         )
         .values(
             status=word("running"),
@@ -84,13 +96,16 @@ def claim() -> Executable:
             RUNS.c.graph,
             RUNS.c.attempt,
             RUNS.c.max_attempts,
+            RUNS.c.failures,
+            RUNS.c.throttled,
+            RUNS.c.worker_losses,
             RUNS.c.input,
             RUNS.c.command,
             RUNS.c.config,
             RUNS.c.context,
             RUNS.c.metadata,
             RUNS.c.durability,
-            RUNS.c.deadline,
+            cast(func.extract("epoch", RUNS.c.deadline - func.now()), Float).label("seconds_left"),
         )
     )
 
@@ -109,7 +124,8 @@ def succeed() -> Executable:
     """running → success: keeps the output, frees the thread, resolves the run's dead letter if it has one.
 
     After `lock_thread`. No row: the lease is lost and nothing was written.
-    Parameters: run_id, attempt, output, checkpoint_id, thread_status, interrupts, next_nodes.
+    Parameters: run_id, attempt, output, checkpoint_id, thread_status, interrupts, next_nodes, dependencies
+    (the names that its nodes called, whose breakers it closes).
     """
     ended = (
         update(RUNS)
@@ -121,7 +137,7 @@ def succeed() -> Executable:
             error=null(),
             checkpoint_id=bindparam("checkpoint_id", type_=Text),
         )
-        .returning(RUNS.c.id, RUNS.c.tenant, RUNS.c.thread_id)
+        .returning(RUNS.c.id, RUNS.c.tenant, RUNS.c.thread_id, RUNS.c.graph)
         .cte("ended")
     )
     following = next_of(ended)
@@ -139,7 +155,55 @@ def succeed() -> Executable:
         next_nodes=bindparam("next_nodes", type_=ARRAY(Text)),
         held_by=case((THREADS.c.held_by.in_(select(resolved.c.id)), null()), else_=THREADS.c.held_by),
     )
-    return bells(thread, resolved, rung=ring_for(following), ended=ended)
+    return bells(thread, resolved, close_breakers(ended), rung=ring_for(following), ended=ended)
+
+
+@cache
+def requeue(outcome: str) -> Executable:
+    """running → pending: retry, rescue and handing over. The lane stays the run's own. After `lock_thread`.
+
+    outcome: of the attempt, as its record keeps it. No row: the lease is lost and nothing was written.
+    Returns the run's own bell where it is due at once.
+    Parameters: run_id, attempt, delay (seconds until it may run again), spent and lost (0 or 1: whether it
+    cost an attempt, or a worker), waits (seconds of the delay that the run was told to wait), error, cause,
+    node, checkpoint_id, exception_type, message, traceback.
+    """
+    held = (
+        select(RUNS.c.id, RUNS.c.tenant, RUNS.c.attempt, RUNS.c.worker_id, RUNS.c.dispatched_at)
+        .where(_held_run())
+        .with_for_update()
+        .cte("held")
+    )
+    due = bindparam("delay", type_=Float) <= 0
+    pending = (
+        update(RUNS)
+        .where(RUNS.c.id == held.c.id)
+        .values(
+            status=word("pending"),
+            run_at=func.now() + seconds("delay"),
+            dispatched_at=case((due, func.now())),
+            failures=RUNS.c.failures + bindparam("spent", type_=Integer),
+            worker_losses=RUNS.c.worker_losses + bindparam("lost", type_=Integer),
+            throttled=RUNS.c.throttled + bindparam("waits", type_=Float),
+            error=bindparam("error", type_=JSON(none_as_null=True)),
+        )
+        .returning(*BELL_COLUMNS)
+        .cte("pending_again")
+    )
+    attempt = _attempt_record(held, outcome)
+    rung = select(pending).where(due).cte("rung")
+    return bells(attempt, rung=rung, ended=pending)
+
+
+def _attempt_record(ended: CTE, outcome: str) -> CTE:
+    return attempt_record(
+        ended,
+        outcome,
+        {
+            name: bindparam(name, type_=Text)
+            for name in ("cause", "node", "checkpoint_id", "exception_type", "message", "traceback")
+        },
+    )
 
 
 def _letter(ended: CTE, fields: dict[str, Any]) -> CTE:
@@ -171,23 +235,53 @@ def _letter(ended: CTE, fields: dict[str, Any]) -> CTE:
 
 
 @cache
-def bury() -> Executable:
-    """running → error: the run's end, its attempt's record and its dead letter, all or nothing.
+def bury(status: str = "error", outcome: str = "failed") -> Executable:
+    """running → error | timeout: the run's end, its attempt's record and its dead letter, all or nothing.
 
     After `lock_thread`. A replayed run's own dead letter goes back to waiting. With `hold`, the thread's
     later runs wait for the dead letter. No row: the lease is lost and nothing was written.
-    Parameters: run_id, attempt, letter_id, reason, error, node, checkpoint_id, exception_type, message,
-    traceback, fingerprint, next_nodes, hold (a boolean).
+    Parameters: run_id, attempt, letter_id, reason, error, cause, node, checkpoint_id, exception_type,
+    message, traceback, fingerprint, next_nodes (None leaves the thread's), spent and lost (0 or 1: what the
+    attempt cost), hold (a boolean).
     """
-    error = bindparam("error", type_=JSON)
-    node = bindparam("node", type_=Text)
-    checkpoint_id = bindparam("checkpoint_id", type_=Text)
-    traceback = bindparam("traceback", type_=Text)
-    hold = cast(bindparam("hold"), TENANTS.c.paused.type)
-    ended = (
+    ended = _ended_badly(
+        _held_run(),
+        status,
+        failures=RUNS.c.failures + bindparam("spent", type_=Integer),
+        worker_losses=RUNS.c.worker_losses + bindparam("lost", type_=Integer),
+    )
+    return _buried(ended, _attempt_record(ended, outcome))
+
+
+@cache
+def expire() -> Executable:
+    """pending → timeout: the deadline passed before the run was claimed again. After `lock_thread`.
+
+    Parameters: those of `bury` but cause, exception_type, message, spent and lost. No row: it is not pending.
+    """
+    ended = _ended_badly(
+        and_(
+            RUNS.c.id == bindparam("run_id"),
+            RUNS.c.attempt == bindparam("attempt", type_=Integer),
+            stands(RUNS.c.status, "pending"),
+            is_expired(),
+        ),
+        "timeout",
+    )
+    return _buried(ended)
+
+
+def _ended_badly(where: ColumnElement[bool], status: str, **values: Any) -> CTE:
+    return (
         update(RUNS)
-        .where(_held_run())
-        .values(status=word("error"), finished_at=func.now(), error=error, checkpoint_id=checkpoint_id)
+        .where(where)
+        .values(
+            status=word(status),
+            finished_at=func.now(),
+            error=bindparam("error", type_=JSON),
+            checkpoint_id=bindparam("checkpoint_id", type_=Text),
+            **values,
+        )
         .returning(
             RUNS.c.id,
             RUNS.c.tenant,
@@ -199,21 +293,17 @@ def bury() -> Executable:
         )
         .cte("ended")
     )
-    attempt = attempt_record(
-        ended,
-        "failed",
-        node=node,
-        checkpoint_id=checkpoint_id,
-        exception_type=bindparam("exception_type", type_=Text),
-        message=bindparam("message", type_=Text),
-        traceback=traceback,
-    )
+
+
+def _buried(ended: CTE, *records: CTE) -> Executable:
+    """The dead letter of a run that has ended, and what becomes of its thread."""
+    hold = cast(bindparam("hold"), Boolean)
     fields = {
         "reason": bindparam("reason", type_=Text),
-        "error": error,
-        "traceback": traceback,
-        "node": node,
-        "checkpoint_id": checkpoint_id,
+        "error": bindparam("error", type_=JSON),
+        "traceback": bindparam("traceback", type_=Text),
+        "node": bindparam("node", type_=Text),
+        "checkpoint_id": bindparam("checkpoint_id", type_=Text),
         "fingerprint": bindparam("fingerprint", type_=Text),
     }
     letter = _letter(ended, fields)
@@ -221,17 +311,17 @@ def bury() -> Executable:
     thread = update_thread(
         ended,
         status=case((hold, word("error")), else_=status_after(following, word("error"))),
-        next_nodes=bindparam("next_nodes", type_=ARRAY(Text)),
+        next_nodes=func.coalesce(bindparam("next_nodes", type_=ARRAY(Text)), THREADS.c.next_nodes),
         held_by=case((hold, select(letter.c.id).scalar_subquery()), else_=THREADS.c.held_by),
     )
-    return bells(thread, attempt, rung=ring_for(following, unless=hold), ended=ended)
+    return bells(thread, *records, rung=ring_for(following, unless=hold), ended=ended)
 
 
 @cache
 def cancel() -> Executable:
     """pending | running → interrupted, which fences an attempt that is under way. After `lock_thread`.
 
-    Parameters: run_id, error. No row: the run was finished already.
+    Parameters: run_id, error, cause. No row: the run was finished already.
     """
     before = (
         select(RUNS.c.id, RUNS.c.status)
@@ -254,7 +344,12 @@ def cancel() -> Executable:
         )
         .cte("ended")
     )
-    attempt = attempt_record(ended, "cancelled", where=ended.c.was == word("running"))
+    attempt = attempt_record(
+        ended,
+        "cancelled",
+        {"cause": bindparam("cause", type_=Text)},
+        where=ended.c.was == word("running"),
+    )
     discarded = (
         update(LETTERS)
         .where(LETTERS.c.run_id == ended.c.id, LETTERS.c.status == word("replaying"))
@@ -264,9 +359,12 @@ def cancel() -> Executable:
     )
     following = next_of(ended)
     was_running = exists(select(ended.c.id).where(ended.c.was == word("running")))
+    # What never ran leaves the thread as it stood: with its question, or without one.
+    asks = THREADS.c.interrupts.is_not(None)
+    stood = case((or_(was_running, asks), word("interrupted")), else_=word("idle"))
     thread = update_thread(
         ended,
-        status=status_after(following, case((was_running, word("interrupted")), else_=word("idle"))),
+        status=status_after(following, stood),
         held_by=case((THREADS.c.held_by.in_(select(discarded.c.id)), null()), else_=THREADS.c.held_by),
     )
     return bells(thread, attempt, discarded, rung=ring_for(following), ended=ended)

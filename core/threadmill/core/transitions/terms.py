@@ -11,8 +11,10 @@ from sqlalchemy import (
     Float,
     Interval,
     Text,
+    any_,
     bindparam,
     exists,
+    false,
     func,
     literal_column,
     null,
@@ -21,7 +23,7 @@ from sqlalchemy import (
 )
 
 from threadmill.core.models import Attempt as AttemptRow
-from threadmill.core.models import DeadLetter, Graph, Run, Tenant, Thread, Worker, table_of
+from threadmill.core.models import Breaker, DeadLetter, Graph, Run, Tenant, Thread, Worker, table_of
 
 TENANT_SETTING = "threadmill.tenant"
 DOORBELL_CHANNEL = "threadmill_doorbell"
@@ -33,6 +35,13 @@ ATTEMPTS = table_of(AttemptRow)
 TENANTS = table_of(Tenant)
 WORKERS = table_of(Worker)
 GRAPHS = table_of(Graph)
+BREAKERS = table_of(Breaker)
+
+# A run that has lost so many workers runs alone, beside nobody whom it could take with it; one loss more,
+# and it is a dead letter.
+QUARANTINE_LOSSES = 2
+# So many runs of a graph are let through at once while its breaker is half-open.
+BREAKER_TRIALS = 3
 
 
 def word(value: str) -> ColumnElement[str]:
@@ -97,6 +106,38 @@ def lane_is_free() -> ColumnElement[bool]:
                     select(LETTERS.c.id).where(LETTERS.c.run_id == RUNS.c.id).correlate(RUNS)
                 ),
             ),
+        )
+    )
+
+
+def runs_alone() -> ColumnElement[bool]:
+    return RUNS.c.worker_losses >= QUARANTINE_LOSSES
+
+
+def is_expired() -> ColumnElement[bool]:
+    return func.coalesce(RUNS.c.deadline <= func.now(), false())
+
+
+def held_back_by_breaker() -> ColumnElement[bool]:
+    """A breaker of the run's graph is open, or half-open with all its trials under way."""
+    trial = RUNS.alias("trial")
+    trials = (
+        select(trial.c.id)
+        .where(
+            trial.c.status == word("running"),
+            trial.c.graph == any_(BREAKERS.c.graphs),
+            trial.c.dispatched_at >= BREAKERS.c.open_until,
+        )
+        .correlate(BREAKERS)
+        .limit(BREAKER_TRIALS)
+        .subquery("trials")
+    )
+    under_way = select(func.count()).select_from(trials).scalar_subquery()
+    return exists(
+        select(BREAKERS.c.name).where(
+            RUNS.c.graph == any_(BREAKERS.c.graphs),
+            BREAKERS.c.open_until.is_not(None),
+            or_(BREAKERS.c.open_until > func.now(), under_way >= BREAKER_TRIALS),
         )
     )
 

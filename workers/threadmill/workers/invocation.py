@@ -1,0 +1,150 @@
+"""How a run's graph is invoked: with which input, under which config, and what it came to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.runnables import RunnableConfig
+from langgraph.constants import CONF
+from langgraph.pregel import Pregel
+from langgraph.runtime import Runtime as GraphRuntime
+from langgraph.types import Command, Send, StateSnapshot
+
+from threadmill.core.policy import Durability, GraphPolicy
+from threadmill.core.statement import Row
+from threadmill.workers.attempts import Attempt
+from threadmill.workers.checkpointer import BoundSaver
+from threadmill.workers.lease import Pool
+from threadmill.workers.store import BoundStore
+
+# Keys of LangGraph's own in `configurable`: the ones with which its server hands a saver and a store to a
+# graph that is compiled once for the process (langgraph._internal._constants).
+CHECKPOINTER_KEY = "__pregel_checkpointer"
+RUNTIME_KEY = "__pregel_runtime"
+CACHE_KEY = "__pregel_cache"
+STRICT_RESUME_KEY = "__pregel_strict_resume"
+
+
+class Invocation:
+    """One attempt's graph, bound to what it may write with; what binds it is not the caller's to choose."""
+
+    def __init__(
+        self,
+        attempt: Attempt,
+        policy: GraphPolicy,
+        pool: Pool,
+        on_node: Callable[[str], None] | None,
+    ) -> None:
+        run = attempt.run
+        self._attempt = attempt
+        self._policy = policy
+        self._graph: Pregel[Any, Any, Any, Any] | None = None
+        self.saver = BoundSaver(pool, run["tenant"], attempt.lease)
+        given: Mapping[str, Any] = run["config"] or {}
+        config: dict[str, Any] = {
+            "recursion_limit": policy.recursion_limit,
+            **given,
+            # Kept with every checkpoint, and for nodes to tell one attempt from another.
+            "metadata": {**given.get("metadata", {}), "attempt": run["attempt"]},
+            CONF: {
+                **given.get(CONF, {}),
+                "tenant": run["tenant"],
+                "thread_id": run["thread_id"],
+                # With the same run id LangGraph goes on from the run's last checkpoint, and does not apply
+                # the input a second time.
+                "run_id": str(run["id"]),
+                CHECKPOINTER_KEY: self.saver,
+                # A cache that the graph was compiled with knows no tenants: one would get another's results.
+                CACHE_KEY: None,
+                # An answer to a question that is not open, or to one of several, is refused.
+                STRICT_RESUME_KEY: True,
+                RUNTIME_KEY: GraphRuntime(store=BoundStore(pool, run["tenant"], attempt.lease)),
+            },
+        }
+        if on_node is not None:
+            config["callbacks"] = [_NodeListener(on_node)]
+        self.config = cast(RunnableConfig, config)
+
+    async def invoke(self, graph: Pregel[Any, Any, Any, Any]) -> Any:
+        """The graph's output. Raises what the graph raises, and GraphDrained when it was asked to drain."""
+        self._graph = graph
+        run = self._attempt.run
+        return await graph.ainvoke(
+            await _graph_input(run, self.saver),
+            self.config,
+            context=run["context"],
+            durability=cast(Durability, run["durability"] or self._policy.durability),
+            control=self._attempt.control,
+        )
+
+    async def snapshot(self) -> StateSnapshot | None:
+        """Where the thread stands; None where the graph was never loaded."""
+        return None if self._graph is None else await self._graph.aget_state(self.config)
+
+    async def next_nodes(self, *, interrupted: bool) -> list[str]:
+        """The nodes at which a graph that returned has stopped; [] where it ran to its end."""
+        graph = self._graph
+        assert graph is not None
+        if not (interrupted or graph.interrupt_before_nodes or graph.interrupt_after_nodes):
+            return []
+        return list((await graph.aget_state(self.config)).next)
+
+
+class _NodeListener(BaseCallbackHandler):
+    """Tells which node begins, before it does."""
+
+    run_inline = True
+
+    def __init__(self, on_node: Callable[[str], None]) -> None:
+        self._on_node = on_node
+
+    def on_chain_start(
+        self,
+        serialized: dict[str, Any],  # noqa: ARG002 - LangChain's signature
+        inputs: dict[str, Any],  # noqa: ARG002
+        *,
+        metadata: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        node = (metadata or {}).get("langgraph_node")
+        if node is not None:
+            self._on_node(str(node))
+
+
+async def _graph_input(run: Row, saver: BoundSaver) -> Any:
+    """What the graph is invoked with; None where the run has given its command already, and goes on.
+
+    LangGraph knows an input that it has applied by the run's id, but takes a command again each time.
+    """
+    command = run["command"]
+    if command is None:
+        return run["input"]
+    if run["attempt"] > 1 and await saver.holds_writes_of(run["thread_id"], run["id"]):
+        return None
+    goto = command.get("goto", ())
+    targets = goto if isinstance(goto, list) else [goto] if goto else []
+    return Command(
+        resume=command.get("resume"),
+        update=command.get("update"),
+        goto=[t if isinstance(t, str) else Send(t["node"], t["input"]) for t in targets],
+    )
+
+
+def failed_node(snapshot: StateSnapshot | None) -> str | None:
+    """The node whose error LangGraph saved; else the one that was to run; None outside any node."""
+    if snapshot is None:
+        return None
+    for task in snapshot.tasks:
+        if task.error is not None:
+            return task.name
+    return snapshot.next[0] if snapshot.next else None
+
+
+def checkpoint_id(snapshot: StateSnapshot | None) -> str | None:
+    """The checkpoint at which the thread stands, if it has one."""
+    if snapshot is None:
+        return None
+    found = snapshot.config.get(CONF, {}).get("checkpoint_id")
+    return None if found is None else str(found)

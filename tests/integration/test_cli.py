@@ -295,16 +295,16 @@ def test_graphs_are_listed_from_the_file_and_from_the_ledger(
 
 
 def test_the_tables_go_down_and_up_again(run: Callable[..., Result], ask: Callable[..., Any]) -> None:
-    assert ask("db", "status") == {"revision": "0001", "expected": "0001", "current": True}
+    assert ask("db", "status") == {"revision": "0002", "expected": "0002", "current": True}
 
     assert run("db", "downgrade", "base", input="n\n").exit_code == 1
-    assert ask("db", "downgrade", "base", "--yes") == {"revision": None, "previous": "0001"}
+    assert ask("db", "downgrade", "base", "--yes") == {"revision": None, "previous": "0002"}
     assert ask("db", "status", ends=1)["current"] is False
     listed = run("runs", "list")
     assert (listed.exit_code, listed.stdout) == (1, "")
     assert "threadmill db upgrade" in listed.stderr
 
-    assert ask("db", "upgrade") == {"revision": "0001", "previous": None, "langgraph_tables": True}
+    assert ask("db", "upgrade") == {"revision": "0002", "previous": None, "langgraph_tables": True}
     assert ask("runs", "list") == []
 
 

@@ -103,7 +103,7 @@ def test_a_database_without_tables_is_to_be_migrated(settings: Settings, admin: 
     findings = look(settings)
 
     assert findings["migrations"].status == "fail"
-    assert findings["migrations"].detail == "the database holds no Threadmill tables, expected 0001"
+    assert findings["migrations"].detail == "the database holds no Threadmill tables, expected 0002"
     assert "threadmill db upgrade" in str(findings["migrations"].advice)
     assert findings["workers"].detail == "not checked: the database is not migrated"
 

@@ -15,6 +15,7 @@ from threadmill.core.doorbell import Doorbell
 from threadmill.core.settings import Settings
 from threadmill.producers import Producer, Run
 from threadmill.workers import sweeper as sweeper_module
+from threadmill.workers.herald import Herald
 from threadmill.workers.sweeper import Sweeper
 
 GRAPHS = """
@@ -73,21 +74,28 @@ def enqueue(
     return enqueue
 
 
+def never_holds(graph: str) -> bool:
+    return False
+
+
 @pytest.fixture
 def lead(settings: Settings) -> Iterator[Callable[..., Sweeper]]:
     """Starts sweepers as worker processes do; they are stopped at the end."""
-    started: list[tuple[Sweeper, Doorbell]] = []
+    started: list[tuple[Sweeper, Herald, Doorbell]] = []
 
     def start(**overrides: Any) -> Sweeper:
         quick = {"sweep_interval": 0.05, "ring_again_after": 0.2, **overrides}
         bell = Doorbell(settings)
-        started.append((Sweeper(settings.model_copy(update=quick), bell), bell))
+        herald = Herald(settings, bell)
+        herald.start()
+        started.append((Sweeper(settings.model_copy(update=quick), bell, herald, never_holds), herald, bell))
         started[-1][0].start()
         return started[-1][0]
 
     yield start
-    for sweeper, bell in started:
+    for sweeper, herald, bell in started:
         sweeper.stop()
+        herald.stop()
         bell.close()
 
 
@@ -97,7 +105,10 @@ def sweep(settings: Settings, doorbell: Doorbell) -> Iterator[Callable[..., None
     with connect(settings) as connection:
 
         def once(doorbell: Doorbell = doorbell, **overrides: Any) -> None:
-            Sweeper(settings.model_copy(update=overrides), doorbell)._sweep(connection)
+            sweeper = Sweeper(
+                settings.model_copy(update=overrides), doorbell, Herald(settings, doorbell), never_holds
+            )
+            sweeper._sweep(connection)
 
         yield once
 

@@ -22,6 +22,7 @@ from threadmill.core.doorbell import Doorbell
 from threadmill.core.errors import BrokerUnavailable, WaitTimeout
 from threadmill.core.settings import Settings
 from threadmill.producers import AsyncProducer, Producer, Run
+from threadmill.workers.herald import Herald
 from threadmill.workers.sweeper import Sweeper
 
 GRAPHS = """
@@ -245,6 +246,6 @@ def test_the_leader_outlives_a_redis_that_is_killed_under_it(
         doorbell.waiting()
     own_redis.start()
     with connect(settings) as connection:
-        Sweeper(settings, doorbell)._sweep(connection)
+        Sweeper(settings, doorbell, Herald(settings, doorbell), lambda graph: False)._sweep(connection)
 
     doorbell.close()

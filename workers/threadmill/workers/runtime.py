@@ -186,12 +186,12 @@ class Runtime:
         self._loop.close()
 
     async def _end_tasks(self) -> None:
+        await self._database.close()  # first: the pool's own tasks are not to be cancelled
         others = asyncio.all_tasks() - {asyncio.current_task()}
         for task in others:
             task.cancel()
         if others:
             await asyncio.wait(others, timeout=LAST_WORDS)
-        await self._database.close()
 
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
         """Runs a coroutine on the loop; the future may be waited for in any other thread."""

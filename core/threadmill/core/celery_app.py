@@ -12,13 +12,15 @@ from threadmill.core.settings import Settings
 RUN_TASK = "threadmill.run"
 
 
-def create_celery_app(settings: Settings) -> Celery:
+def create_celery_app(settings: Settings, *, timeout: float | None = None) -> Celery:
     """A Celery app of these settings. Nothing is connected yet.
 
+    timeout: seconds for the broker to take a connection, and to answer; None takes `connect_timeout`.
     What differs from Celery's defaults follows from Postgres being the truth: a message is a hint that
     may be lost or doubled, so there are no results, no late acknowledgement, no prefetching and no ETA.
     """
     app = Celery("threadmill", broker=settings.broker_url, set_as_current=False)
+    patience = settings.connect_timeout if timeout is None else timeout
     app.conf.update(
         task_ignore_result=True,
         task_store_errors_even_if_ignored=False,
@@ -34,9 +36,9 @@ def create_celery_app(settings: Settings) -> Celery:
         task_default_exchange="",
         task_default_routing_key=settings.queue,
         task_create_missing_queues=False,
-        broker_connection_timeout=settings.connect_timeout,
+        broker_connection_timeout=patience,
         broker_connection_retry_on_startup=True,
-        broker_transport_options=_transport_options(settings),
+        broker_transport_options=_transport_options(settings, patience),
         worker_pool="threadmill.workers.pool:AsyncioPool",
         worker_concurrency=settings.concurrency,
         worker_hijack_root_logger=False,
@@ -51,12 +53,12 @@ def create_celery_app(settings: Settings) -> Celery:
     return app
 
 
-def _transport_options(settings: Settings) -> dict[str, Any]:
+def _transport_options(settings: Settings, timeout: float) -> dict[str, Any]:
     if not settings.broker_url.startswith(("redis", "rediss", "sentinel")):
         return {}
     return {
-        "socket_timeout": settings.connect_timeout,
-        "socket_connect_timeout": settings.connect_timeout,
+        "socket_timeout": timeout,
+        "socket_connect_timeout": timeout,
         "socket_keepalive": True,
         "health_check_interval": 10,
         "retry_on_timeout": False,

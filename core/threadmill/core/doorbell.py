@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import uuid
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -15,6 +16,12 @@ from threadmill.core.celery_app import RUN_TASK, create_celery_app
 from threadmill.core.errors import BrokerUnavailable
 from threadmill.core.settings import Settings
 from threadmill.core.statement import Row
+
+# How long ringing waits: for each answer of the broker, of which the first ring on a connection needs a few,
+# and, before that, for one of the connections that its callers share. In seconds; less than one in all.
+TIMEOUT = 0.3
+# After a failure nothing is rung for so long, so that a thousand callers do not wait one after another.
+AWAY_SECONDS = 1.0
 
 _log = structlog.get_logger("threadmill.doorbell")
 
@@ -62,7 +69,8 @@ class Doorbell:
 
     def __init__(self, settings: Settings, app: Celery | None = None) -> None:
         self._settings = settings
-        self._app = app or create_celery_app(settings)
+        self._app = app or create_celery_app(settings, timeout=TIMEOUT)
+        self._away_until = float("-inf")
         connection = self._app.connection_for_write()
         self._address = connection.as_uri()  # without its password
         # LimitExceeded: all of Celery's connections wait for a broker that does not answer.
@@ -71,11 +79,13 @@ class Doorbell:
     def ring(self, bells: Iterable[Bell]) -> int:
         """Rings each bell, blocking; gives up at the first that the broker does not take.
 
-        Returns how many were rung.
+        Returns how many were rung: none, for a moment, after the broker has failed to answer.
         """
         rung = 0
+        if time.monotonic() < self._away_until:
+            return rung
         try:
-            with self._app.producer_pool.acquire(block=True, timeout=1) as producer:
+            with self._app.producer_pool.acquire(block=True, timeout=TIMEOUT) as producer:
                 for bell in bells:
                     self._app.send_task(
                         RUN_TASK,
@@ -90,6 +100,7 @@ class Doorbell:
                     )
                     rung += 1
         except self._broker_errors as error:
+            self._away_until = time.monotonic() + AWAY_SECONDS
             _log.warning("doorbell.unreachable", error=type(error).__name__, rung=rung)
         return rung
 

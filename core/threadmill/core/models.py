@@ -130,6 +130,8 @@ class Run(Base):
         ),
         Index("runs_worker_idx", "worker_id", postgresql_where=text("status = 'running'")),
         Index("runs_output_idx", "finished_at", postgresql_where=text("output is not null")),
+        # What is past its time, and how fast runs end at present.
+        Index("runs_finished_idx", "finished_at", postgresql_where=text("finished_at is not null")),
         Index("runs_tenant_id_idx", "tenant", "id"),
         Index(
             "runs_idempotency_key",
@@ -250,7 +252,10 @@ class Worker(Base):
 
 
 class Graph(Base):
-    """What the workers have announced that they serve, so that a producer can check without importing it."""
+    """What the workers have announced that they serve, so that a producer can check without importing it.
+
+    pruned_to: the threads of all its runs that finished until then have been pruned.
+    """
 
     __tablename__ = "graphs"
 
@@ -261,6 +266,7 @@ class Graph(Base):
     channels: Mapped[list[str]] = mapped_column(ARRAY(Text))
     policy: Mapped[dict[str, Any]] = mapped_column(JSONB)
     announced_at: Mapped[datetime.datetime] = _now()
+    pruned_to: Mapped[datetime.datetime | None]
 
 
 class Tenant(Base):

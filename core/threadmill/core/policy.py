@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Durability = Literal["sync", "async", "exit"]
 OnDeadLetter = Literal["skip", "hold"]
 
+DAY = 86_400
+
 
 class GraphPolicy(BaseModel):
     """One graph's policy. Unknown keys and impossible values raise pydantic's ValidationError.
@@ -29,23 +31,26 @@ class GraphPolicy(BaseModel):
         transient reason until its runs are no longer started; None never holds them back.
     breaker_cooldown: how long an open breaker lets nothing through, and then a few.
     on_dead_letter: whether later runs of the thread go on (skip) or wait (hold).
+    checkpoint_ttl: how long after its end a run's checkpoints are kept, a thread's latest apart, which are
+        always; 0 keeps only these, None keeps all.
     output: which keys of the graph's output are kept in the ledger: "all", "none", or a list of keys.
     recursion_limit: LangGraph's limit of supersteps for one run.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     durability: Durability = "async"
     max_attempts: int = Field(default=3, ge=1, le=100)
-    retry_delay: float = Field(default=1, ge=0)
-    retry_delay_max: float = Field(default=60, ge=0)
-    rate_limit_budget: float = Field(default=600, ge=0)
+    retry_delay: float = Field(default=1, ge=0, le=DAY)
+    retry_delay_max: float = Field(default=60, ge=0, le=DAY)
+    rate_limit_budget: float = Field(default=600, ge=0, le=30 * DAY)
     classifier: str | None = None
-    timeout: float | None = Field(default=None, gt=0)
-    deadline: float | None = Field(default=None, gt=0)
+    timeout: float | None = Field(default=None, gt=0, le=30 * DAY)
+    deadline: float | None = Field(default=None, gt=0, le=365 * DAY)
     breaker_threshold: int | None = Field(default=10, ge=1)
-    breaker_cooldown: float = Field(default=30, gt=0)
+    breaker_cooldown: float = Field(default=30, gt=0, le=DAY)
     on_dead_letter: OnDeadLetter = "skip"
+    checkpoint_ttl: float | None = Field(default=None, ge=0)
     output: Literal["all", "none"] | tuple[str, ...] = "all"
     recursion_limit: int = Field(default=25, ge=1)
 

@@ -22,7 +22,9 @@ class Settings(BaseSettings):
     the same `folder` are used. Raises SettingsInvalid and ServicesNotFound.
     """
 
-    model_config = SettingsConfigDict(env_prefix="THREADMILL_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="THREADMILL_", frozen=True, extra="ignore", env_parse_none_str="none"
+    )
 
     folder: Path = Field(default=Path(".threadmill"), description="where embedded services keep their data")
     database_url: str = Field(default="", description="postgresql://user:password@host:port/database")
@@ -36,6 +38,13 @@ class Settings(BaseSettings):
     max_input_bytes: int = Field(default=4 * 1024 * 1024, ge=1)
     max_output_bytes: int = Field(default=1024 * 1024, ge=1)
     output_ttl: float = Field(default=24 * 3600, gt=0, description="seconds a run's output is kept")
+    run_ttl: float | None = Field(
+        default=30 * 24 * 3600, gt=0, description="seconds a finished run is kept; None keeps it"
+    )
+    max_pending: int | None = Field(default=None, ge=1, description="pending runs of all tenants together")
+    max_pending_per_tenant: int | None = Field(
+        default=100_000, ge=1, description="pending runs of a tenant, where its row does not say otherwise"
+    )
 
     connect_timeout: float = Field(default=5, gt=0, description="seconds until a service counts as away")
     heartbeat_interval: float = Field(default=2, gt=0, description="seconds between a worker's heartbeats")

@@ -10,7 +10,26 @@ import os
 os.environ.setdefault("LANGGRAPH_STRICT_MSGPACK", "true")
 
 from threadmill.graphs.check import GraphCheck, check
+from threadmill.graphs.classifier import Classifier, GraphClassifier, Kind, Verdict, classify
+from threadmill.graphs.dependency import OPEN, USED, DependencyTimeout, dependency, dependency_of
 from threadmill.graphs.description import GraphDescription
 from threadmill.graphs.registry import Registry
+from threadmill.graphs.retry import retry
 
-__all__ = ["GraphCheck", "GraphDescription", "Registry", "check"]
+__all__ = [
+    "OPEN",
+    "USED",
+    "Classifier",
+    "DependencyTimeout",
+    "GraphCheck",
+    "GraphClassifier",
+    "GraphDescription",
+    "Kind",
+    "Registry",
+    "Verdict",
+    "check",
+    "classify",
+    "dependency",
+    "dependency_of",
+    "retry",
+]

@@ -9,7 +9,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from dotenv import dotenv_values
 from langchain_core.runnables import RunnableConfig
@@ -18,6 +18,7 @@ from langgraph.pregel import Pregel
 
 from threadmill.core.errors import GraphLoadFailed
 from threadmill.core.policy import GraphPolicy
+from threadmill.graphs.classifier import Classifier, GraphClassifier, checked, classify
 from threadmill.graphs.description import GraphDescription, digest, topology_hash
 from threadmill.graphs.graphs_file import GraphsFile, read_graphs_file
 from threadmill.graphs.input_schema import input_schema
@@ -33,6 +34,7 @@ class Registry:
         self._file = file
         self._graphs: dict[str, AnyPregel] = {}
         self._loading: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._classifiers: dict[str, Classifier] = {}
 
     @classmethod
     def read(cls, path: Path) -> Registry:
@@ -68,6 +70,17 @@ class Registry:
         self._source(name)
         return self._file.policies[name]
 
+    def classifier(self, name: str) -> Classifier:
+        """What says of an exception what it means for a run of the graph. Raises GraphLoadFailed.
+
+        The one that the graph's policy names, made safe to call (see `checked`), or Threadmill's own.
+        """
+        self._source(name)
+        if name not in self._classifiers:
+            source = self._file.classifiers.get(name)
+            self._classifiers[name] = classify if source is None else checked(_classifier(source), name)
+        return self._classifiers[name]
+
     async def graph(self, name: str, config: RunnableConfig | None = None) -> AnyPregel:
         """The compiled graph. Raises GraphLoadFailed.
 
@@ -89,8 +102,12 @@ class Registry:
         return _compiled(source, await _call(source, value, config or RunnableConfig(configurable={})))
 
     async def describe(self, name: str) -> GraphDescription:
-        """What workers announce about the graph. Raises GraphLoadFailed."""
+        """What workers announce about the graph. Raises GraphLoadFailed.
+
+        The graph's classifier is loaded too: one that cannot be is found before the first run needs it.
+        """
         graph = await self.graph(name)
+        self.classifier(name)
         source = self._source(name)
         try:
             return GraphDescription(
@@ -116,6 +133,29 @@ def _attribute(source: Source) -> Any:
         where = source.show(module.__file__ or source.place)
         raise GraphLoadFailed(source.graph, where, f"holds nothing named {source.attribute!r}")
     return getattr(module, source.attribute)
+
+
+def _classifier(source: Source) -> GraphClassifier:
+    try:
+        value = _attribute(source)
+        if not callable(value) or inspect.iscoroutinefunction(value):
+            kind = "an async function" if callable(value) else type(value).__name__
+            raise source.failure(TypeError(f"must be a plain function, this is {kind}"))
+        if not _takes_one(value):
+            raise source.failure(TypeError("must take one argument, the exception"))
+    except GraphLoadFailed as error:
+        raise GraphLoadFailed(error.graph, error.location, f"classifier: {error.reason}") from error
+    return cast(GraphClassifier, value)
+
+
+def _takes_one(function: Callable[..., Any]) -> bool:
+    try:
+        inspect.signature(function).bind(None)
+    except TypeError:
+        return False
+    except ValueError:  # written in C, with nothing to be read of what it takes
+        return True
+    return True
 
 
 def _is_factory(value: object) -> bool:

@@ -34,36 +34,48 @@ def test_a_file_as_langgraphs_own_cli_writes_it_is_read(project: Any) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"graphs": {}}, "langgraph.json: graphs: names no graph"),
+        ({"graphs": {}}, "langgraph.json: line 1: graphs: names no graph"),
         ({}, "langgraph.json: graphs: must be an object"),
-        ({"graphs": {"agent": 3}}, "langgraph.json: graphs.agent: must be a string"),
-        ({"graphs": {"agent": {"description": "…"}}}, "langgraph.json: graphs.agent.path: must be a string"),
-        ({"graphs": {"agent": "./agent.py"}}, "langgraph.json: graphs.agent: './agent.py' must be"),
-        ({"graphs": {"agent": ":graph"}}, "langgraph.json: graphs.agent: ':graph' must be"),
-        ({"graphs": {"agent": "./agent.py:a b"}}, "langgraph.json: graphs.agent: './agent.py:a b' must be"),
-        ({"graphs": GRAPHS, "dependencies": "."}, "langgraph.json: dependencies: must be a list of strings"),
+        ({"graphs": {"agent": 3}}, "langgraph.json: line 1: graphs.agent: must be a string"),
+        (
+            {"graphs": {"agent": {"description": "…"}}},
+            "langgraph.json: line 1: graphs.agent.path: must be a string",
+        ),
+        ({"graphs": {"agent": "./agent.py"}}, "langgraph.json: line 1: graphs.agent: './agent.py' must be"),
+        ({"graphs": {"agent": ":graph"}}, "langgraph.json: line 1: graphs.agent: ':graph' must be"),
+        (
+            {"graphs": {"agent": "./agent.py:a b"}},
+            "langgraph.json: line 1: graphs.agent: './agent.py:a b' must be",
+        ),
+        (
+            {"graphs": GRAPHS, "dependencies": "."},
+            "langgraph.json: line 1: dependencies: must be a list of strings",
+        ),
         (
             {"graphs": GRAPHS, "dependencies": ["./x"]},
-            "langgraph.json: dependencies[0]: there is no folder ./x",
+            "langgraph.json: line 1: dependencies[0]: there is no folder ./x",
         ),
-        ({"graphs": GRAPHS, "env": 3}, "langgraph.json: env: must be an object"),
-        ({"graphs": GRAPHS, "threadmill": []}, "langgraph.json: threadmill: must be an object"),
-        ({"graphs": GRAPHS, "threadmill": {"grahps": {}}}, "langgraph.json: threadmill.grahps: unknown key"),
+        ({"graphs": GRAPHS, "env": 3}, "langgraph.json: line 1: env: must be an object"),
+        ({"graphs": GRAPHS, "threadmill": []}, "langgraph.json: line 1: threadmill: must be an object"),
+        (
+            {"graphs": GRAPHS, "threadmill": {"grahps": {}}},
+            "langgraph.json: line 1: threadmill.grahps: unknown key",
+        ),
         (
             {"graphs": GRAPHS, "threadmill": {"graphs": {"agnet": {}}}},
-            "langgraph.json: threadmill.graphs.agnet: no such graph; there are agent",
+            "langgraph.json: line 1: threadmill.graphs.agnet: no such graph; there are agent",
         ),
         (
             {"graphs": GRAPHS, "threadmill": {"graphs": {"agent": {"max_atempts": 5}}}},
-            "langgraph.json: threadmill.graphs.agent.max_atempts: unknown key; there are durability",
+            "langgraph.json: line 1: threadmill.graphs.agent.max_atempts: unknown key; there are durability",
         ),
         (
             {"graphs": GRAPHS, "threadmill": {"graphs": {"agent": {"max_attempts": 0}}}},
-            "langgraph.json: threadmill.graphs.agent.max_attempts: Input should be greater",
+            "langgraph.json: line 1: threadmill.graphs.agent.max_attempts: Input should be greater",
         ),
         (
             {"graphs": GRAPHS, "threadmill": {"defaults": {"output": "some"}}},
-            "langgraph.json: threadmill.defaults.output: ",
+            "langgraph.json: line 1: threadmill.defaults.output: ",
         ),
     ],
 )
@@ -92,6 +104,67 @@ def test_a_file_that_is_no_json_object_is_refused(project: Any, content: bytes, 
 def test_a_missing_file_is_named(project: Any) -> None:
     with pytest.raises(GraphConfigInvalid, match=r"nowhere\.json: cannot be read"):
         Registry.read(Path("nowhere.json"))
+
+
+POLICIES = """{
+  "graphs": {"chat": "./agent.py:graph", "timeout": "./agent.py:graph"},
+  "threadmill": {
+    "defaults": {
+      "timeout": 60
+    },
+    "graphs": {
+      "timeout": {"deadline": 600},
+      "chat": {
+        "max_attempts": 5,
+        "output": ["timeout", "}"],
+        %s
+      }
+    }
+  }
+}"""
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ('"timeout":\n -1', "line 12: threadmill.graphs.chat.timeout: Input should be greater than 0"),
+        ('\n"retry_dealy": 1', "line 13: threadmill.graphs.chat.retry_dealy: unknown key; there are "),
+        ('"deadline": 10', "line 9: threadmill.graphs.chat: timeout 60 s is longer than deadline 10 s"),
+        ('"retry_delay": 90', "line 9: threadmill.graphs.chat: retry_delay 90 s is longer than retry_"),
+        (
+            '"timeout": -1,\n"classifier": 3',
+            "line 13: threadmill.graphs.chat.classifier: Input should be a valid string; "
+            "line 12: threadmill.graphs.chat.timeout: Input should be greater than 0",
+        ),
+        ('"classifier": "./judge.py"', "line 12: threadmill.graphs.chat.classifier: './judge.py' must be"),
+        # The later one is what counts, so the later one is named.
+        ('"timeout": 5,\n"timeout": 0', "line 13: threadmill.graphs.chat.timeout: Input should be"),
+    ],
+)
+def test_an_impossible_policy_is_named_with_its_line(project: Any, values: str, message: str) -> None:
+    with pytest.raises(GraphConfigInvalid) as error:
+        Registry.read(project.write("langgraph.json", POLICIES % values))
+    assert str(error.value).startswith(f"langgraph.json: {message}")
+
+
+@pytest.mark.parametrize(
+    ("threadmill", "message"),
+    [
+        (
+            '{"defaults": {"timeout": 9,\n"deadline": 3}}',
+            "line 2: threadmill.defaults: timeout 9 s is longer than deadline 3 s",
+        ),
+        (
+            '{"defaults": {\n"classifier": "judge"}}',
+            "line 3: threadmill.defaults.classifier: 'judge' must be ",
+        ),
+    ],
+)
+def test_an_impossible_default_is_named_with_its_line(project: Any, threadmill: str, message: str) -> None:
+    text = '{"graphs": {"chat": "./agent.py:graph"}, "threadmill":\n%s}' % threadmill  # noqa: UP031
+    with pytest.raises(GraphConfigInvalid) as error:
+        Registry.read(project.write("langgraph.json", text))
+    assert str(error.value).startswith(f"langgraph.json: {message}")
 
 
 def test_a_graphs_policy_stands_on_the_defaults(project: Any) -> None:

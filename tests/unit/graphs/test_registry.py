@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 from langgraph.pregel import Pregel
+from structlog.testing import capture_logs
 
-from threadmill.core.errors import GraphLoadFailed
-from threadmill.graphs import Registry
+from threadmill.core.errors import GraphLoadFailed, LeaseLost
+from threadmill.graphs import Registry, Verdict, check, classify
 
 FORMS = {
     "a compiled graph": "",
@@ -234,3 +235,105 @@ async def test_a_graph_that_the_file_does_not_name_is_refused_with_those_that_it
         await registry.graph("other")
     with pytest.raises(GraphLoadFailed):
         registry.policy("other")
+
+
+def judged(project: Any, source: str, classifier: str = "./judge.py:judge") -> Registry:
+    """The registry of a graph whose policy names this classifier, and of one that has none."""
+    project.agent("")
+    project.write("judge.py", source)
+    return project.read(
+        graphs={"agent": "./agent.py:graph", "plain": "./agent.py:graph"},
+        threadmill={"graphs": {"agent": {"classifier": classifier}}},
+    )
+
+
+JUDGE = """
+    from threadmill.graphs import Verdict
+
+    class Slow(Exception): pass
+    class Odd(Exception): pass
+
+    def judge(error):
+        match type(error).__name__:
+            case "Slow": return Verdict("rate_limited", retry_after=5, why="slow")
+            case "Odd": return "transient"
+            case "KeyError": raise ZeroDivisionError
+            case "IndexError": return "perhaps"
+            case "LeaseLost": return "permanent"
+"""
+
+
+def test_a_graphs_own_classifier_is_asked_and_threadmills_is_where_it_says_nothing(project: Any) -> None:
+    registry = judged(project, JUDGE)
+    classifier = registry.classifier("agent")
+    module = sys.modules[next(name for name in sys.modules if name.startswith("graph_judge_"))]
+    assert classifier(module.Slow()) == Verdict("rate_limited", 5, "slow")
+    assert classifier(module.Odd()) == Verdict("transient", None, "Odd")
+    assert classifier(ConnectionResetError()).kind == "transient"
+    assert classifier(ValueError()) == classify(ValueError())
+    assert registry.classifier("agent") is classifier
+    assert registry.classifier("plain") is classify
+
+
+@pytest.mark.parametrize(
+    ("error", "event"),
+    [(KeyError("a user's words"), "classifier.failed"), (IndexError(), "classifier.nonsense")],
+)
+def test_a_classifier_that_raises_or_returns_nonsense_is_told_and_replaced(
+    project: Any, error: Exception, event: str
+) -> None:
+    with capture_logs() as logs:
+        assert judged(project, JUDGE).classifier("agent")(error) == classify(error)
+    assert [(log["event"], log["log_level"], log["owner"]) for log in logs] == [(event, "warning", "agent")]
+    assert "a user's words" not in str(logs)
+
+
+def test_what_is_infrastructure_is_not_a_graphs_to_judge(project: Any) -> None:
+    assert judged(project, JUDGE).classifier("agent")(LeaseLost("r", 1)).kind == "infrastructure"
+
+
+def test_a_classifier_of_a_module_is_found(project: Any) -> None:
+    registry = judged(project, "", "threadmill.graphs.classifier:classify")
+    assert registry.classifier("agent")(TimeoutError()).kind == "transient"
+
+
+def test_the_classifier_of_the_defaults_is_every_graphs(project: Any) -> None:
+    project.write("judge.py", "def judge(error): return 'transient'")
+    registry = project.read(
+        graphs={"agent": "./agent.py:graph"}, threadmill={"defaults": {"classifier": "./judge.py:judge"}}
+    )
+    assert registry.classifier("agent")(Exception()).kind == "transient"
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("", r"\(judge.py\): classifier: holds nothing named 'judge'"),
+        ("judge = 3", r"\(./judge.py\): classifier: TypeError: must be a plain function, this is int"),
+        ("async def judge(error): ...", r"TypeError: must be a plain function, this is an async function"),
+        ("def judge(): ...", r"TypeError: must take one argument, the exception"),
+        ("def judge(error, graph): ...", r"TypeError: must take one argument, the exception"),
+        ("1 / 0", r"\(judge.py:1\): classifier: ZeroDivisionError: division by zero"),
+    ],
+)
+async def test_a_classifier_that_cannot_be_used_is_named_before_a_run_needs_it(
+    project: Any, source: str, reason: str
+) -> None:
+    registry = judged(project, source)
+    with pytest.raises(GraphLoadFailed, match=reason):
+        registry.classifier("agent")
+    agent, plain = await check(registry)
+    assert not agent.ok
+    assert "classifier: " in str(agent.error)
+    assert plain.ok
+
+
+def test_a_classifier_that_is_not_there_is_named(project: Any) -> None:
+    registry = judged(project, "", "./nowhere.py:judge")
+    with pytest.raises(GraphLoadFailed, match=r"\(./nowhere.py\): classifier: there is no such file"):
+        registry.classifier("agent")
+
+
+def test_the_classifier_of_an_unknown_graph_is_refused(project: Any) -> None:
+    with pytest.raises(GraphLoadFailed, match="not there; it names agent"):
+        project.agent("").classifier("other")

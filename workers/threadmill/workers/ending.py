@@ -9,11 +9,13 @@ from tenacity.wait import wait_base
 
 from threadmill.core.policy import GraphPolicy
 from threadmill.core.statement import Row
-from threadmill.graphs.classifier import Verdict
+from threadmill.graphs import Verdict
 
 # Infrastructure trouble costs no attempt, so nothing else ends its retries: they grow this rare, in seconds.
 INFRASTRUCTURE_DELAY = 1.0
 INFRASTRUCTURE_DELAY_MAX = 30.0
+# "Too many requests, try again at once" is not obeyed: what costs no attempt has to cost time.
+RATE_LIMIT_DELAY = 1.0
 
 
 class Retry(NamedTuple):
@@ -42,7 +44,8 @@ def decide(verdict: Verdict, run: Row, policy: GraphPolicy) -> Retry | Burial:
             delay = _jittered(INFRASTRUCTURE_DELAY, INFRASTRUCTURE_DELAY_MAX, run["attempt"])
             return Retry(verdict.retry_after or delay, spent=False, waits=0, cause=cause)
         case "rate_limited":
-            wait = _backoff(policy, run["attempt"]) if verdict.retry_after is None else verdict.retry_after
+            asked = _backoff(policy, run["attempt"]) if verdict.retry_after is None else verdict.retry_after
+            wait = max(asked, RATE_LIMIT_DELAY)
             if run["throttled"] + wait <= policy.rate_limit_budget:
                 return Retry(wait, spent=False, waits=wait, cause=cause)
             cause = f"{cause}, and {policy.rate_limit_budget:g} s were waited already"

@@ -22,7 +22,7 @@ from uuid_utils.compat import uuid7
 
 from threadmill.core.database import AsyncDatabase
 from threadmill.core.doorbell import Bell, next_bell
-from threadmill.core.errors import DependencyUnavailable, LeaseLost, RunTimeout
+from threadmill.core.errors import GraphError, LeaseLost, RunTimeout
 from threadmill.core.models import Run, table_of
 from threadmill.core.policy import GraphPolicy
 from threadmill.core.settings import Settings
@@ -37,12 +37,10 @@ from threadmill.core.transitions import (
     succeed,
     trip,
 )
-from threadmill.graphs import Registry
-from threadmill.graphs.classifier import Verdict
-from threadmill.graphs.dependency import OPEN, USED, dependency_of
+from threadmill.graphs import OPEN, USED, Classifier, Registry, Verdict, classify, dependency_of
 from threadmill.workers.attempts import Attempt, Attempts, Stop
 from threadmill.workers.ending import Burial, Retry, decide, requeue_parameters
-from threadmill.workers.failure import Failure, describe
+from threadmill.workers.failure import Failure, describe, describe_bare
 from threadmill.workers.heartbeat import Heartbeat
 from threadmill.workers.herald import Herald
 from threadmill.workers.invocation import Invocation, checkpoint_id, failed_node
@@ -179,7 +177,12 @@ class Executor:
         except GraphDrained:
             await self._hand_over(attempt, "drain")
         except Exception as error:
-            await self._fail(attempt, invocation, policy, error)
+            try:
+                await self._fail(attempt, invocation, policy, error)
+            except (LeaseLost, RunFailed, RunPostponed):
+                raise
+            except Exception as unrecordable:
+                await self._fail_without_words(attempt, policy, error, unrecordable)
 
     async def _invoke(self, attempt: Attempt, invocation: Invocation) -> Any:
         OPEN.set(self._heartbeat.open_for)
@@ -270,11 +273,7 @@ class Executor:
     ) -> None:
         """Records what the graph raised, and what follows from it. Always raises."""
         run = attempt.run
-        verdict = (
-            self._registry.classifier(run["graph"])(error)
-            if run["graph"] in self._registry.names
-            else Verdict("permanent", why="not served here")
-        )
+        verdict = self._classifier(run["graph"])(error)
         failure, snapshot = await self._describe(attempt, invocation, error)
         decision = decide(verdict, run, policy)
         breaker = self._breaker_step(run, policy, verdict, error)
@@ -283,13 +282,32 @@ class Executor:
         else:
             await self._requeue(attempt, "failed", decision, failure, snapshot, *breaker)
 
+    async def _fail_without_words(
+        self, attempt: Attempt, policy: GraphPolicy, error: Exception, unrecordable: Exception
+    ) -> None:
+        """Records a failure whose own record was refused; nothing ends without one. Always raises."""
+        _log.error("run.unrecordable", error=type(error).__name__, because=type(unrecordable).__name__)
+        failure = describe_bare(error, attempt.run["graph"])
+        decision = decide(Verdict("transient", why="unrecordable"), attempt.run, policy)
+        if isinstance(decision, Burial):
+            await self._bury(attempt, policy, decision, failure, None)
+        else:
+            await self._requeue(attempt, "failed", decision, failure, None)
+
+    def _classifier(self, graph: str) -> Classifier:
+        """The graph's own; Threadmill's where the graph is not served here, or its own cannot be loaded."""
+        try:
+            return self._registry.classifier(graph)
+        except GraphError:
+            return classify
+
     def _breaker_step(self, run: Row, policy: GraphPolicy, verdict: Verdict, error: Exception) -> list[Step]:
         """What the failure means to a breaker, in the transaction that records it."""
-        if isinstance(error, DependencyUnavailable):
-            return [Step(join_breaker(), {"dependency": error.dependency, "graph": run["graph"]})]
+        dependency = dependency_of(error)
+        if verdict.kind == "infrastructure" and dependency is not None:
+            return [Step(join_breaker(), {"dependency": dependency, "graph": run["graph"]})]
         if verdict.kind != "transient" or policy.breaker_threshold is None:
             return []
-        dependency = dependency_of(error)
         parameters = {
             "kind": "graph" if dependency is None else "dependency",
             "name": dependency or run["graph"],

@@ -52,6 +52,14 @@ def describe(error: BaseException, graph: str, node: str | None) -> Failure:
     )
 
 
+def describe_bare(error: BaseException, graph: str) -> Failure:
+    """The failure by its type alone, for one whose text cannot be kept."""
+    name = type(error).__name__
+    identity = "\0".join([graph, "", f"{type(error).__module__}.{name}"])
+    fingerprint = hashlib.sha256(identity.encode()).hexdigest()[:16]
+    return Failure(exception_type=name, message="", traceback="", node=None, fingerprint=fingerprint)
+
+
 def _storable(text: str) -> str:
     """The text without what Postgres cannot keep: NUL and lone surrogates."""
     return text.replace("\x00", "\ufffd").encode("utf-8", "replace").decode()

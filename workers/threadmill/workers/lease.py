@@ -13,9 +13,10 @@ from psycopg.pq import PipelineStatus
 from psycopg.rows import DictRow
 from psycopg_pool import AsyncConnectionPool
 
-from threadmill.core.errors import LeaseLost
+from threadmill.core.errors import DatabaseUnavailable, LeaseLost
 from threadmill.core.models import SCHEMA
 from threadmill.core.transitions import TENANT_SETTING
+from threadmill.workers.patience import is_outage
 
 FENCED = "TM001"  # the SQLSTATE that the fence raises
 
@@ -85,6 +86,8 @@ async def bound_connection(
                     await _undo(connection)
                     raise
         except psycopg.Error as error:
+            if is_outage(error):
+                raise DatabaseUnavailable("the ledger", type(error).__name__) from error
             raise lease_lost(error, lease, "item") or error from None
 
 

@@ -89,15 +89,20 @@ class Sweeper:
             if self._stopping.wait(self._settings.sweep_interval):
                 return
         _log.info("sweeper.leads")
-        # A leader that is frozen keeps its connection, and with it the lock. Postgres ends a session from
-        # which nothing has come for so long, and another leads.
-        patience = round(self._settings.heartbeat_timeout * 500)
-        connection.execute(f"set idle_session_timeout = {max(patience, 1000)}")
-        connection.execute(f"set idle_in_transaction_session_timeout = {max(patience, 1000)}")
         connection.execute(f"listen {DOORBELL_CHANNEL}")
         while not self._stopping.is_set():
             self._sweep(connection)
+            self._limit_silence(connection)
             self._listen(connection)
+
+    def _limit_silence(self, connection: psycopg.Connection[DictRow]) -> None:
+        """Has Postgres end the session if nothing comes from it any more, so that another leads.
+
+        A leader that is frozen keeps its connection, and with it the lock. Said after each sweep, as a plain
+        statement: after the last message of a pipeline Postgres does not count the silence.
+        """
+        patience = max(self._settings.heartbeat_timeout / 2, 3 * self._settings.sweep_interval)
+        connection.execute(f"set idle_session_timeout = {round(patience * 1000)}")
 
     def _listen(self, connection: psycopg.Connection[DictRow]) -> None:
         """Rings for what was enqueued in callers' transactions, until the next sweep is due."""

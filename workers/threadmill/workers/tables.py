@@ -18,6 +18,24 @@ CHECKPOINT_TABLES = ("checkpoints", "checkpoint_blobs", "checkpoint_writes")
 STORE_TABLE = "store"
 
 _TENANT = f"current_setting('{TENANT_SETTING}', true)"
+# An answer to a second question of one node replaces the answer to the first, and the second question the
+# first one itself. What another run has replaced is kept beside it, so that rolling that run back can put it
+# back: the thread then stands at its question again. A trigger, since LangGraph's statement is not the only
+# one that writes; it is looked at by updates alone.
+_KEEP_REPLACED = f"""
+create or replace function {SCHEMA}.keep_replaced_write() returns trigger language plpgsql as $$
+begin
+    new.replaced_run_id := old.run_id;
+    new.replaced_type := old.type;
+    new.replaced_blob := old.blob;
+    return new;
+end
+$$;
+create or replace trigger keep_replaced before update on {SCHEMA}.checkpoint_writes for each row
+    when (old.run_id is distinct from new.run_id and old.replaced_blob is not distinct from new.replaced_blob)
+    execute function {SCHEMA}.keep_replaced_write()
+"""
+_RESTORABLE = "run_id, type, blob, replaced_run_id, replaced_type, replaced_blob"
 # A thread key begins with the tenant and a colon; so does a store prefix, with the tenant's dots as slashes.
 # `split_part`, not `like`: a tenant may hold the wildcard `_`.
 _OWN_CHECKPOINT = f"split_part(thread_id, ':', 1) = {_TENANT}"
@@ -41,15 +59,20 @@ async def _upgrade(settings: Settings) -> None:
         store = AsyncPostgresStore(connection)
         await store.setup()
         # Whose write it is, so that what a run wrote beside another's checkpoint can be told apart.
-        await connection.execute(
-            f"alter table {SCHEMA}.checkpoint_writes add column if not exists run_id uuid"
-        )
+        for column in ("run_id uuid", "replaced_run_id uuid", "replaced_type text", "replaced_blob bytea"):
+            await connection.execute(
+                f"alter table {SCHEMA}.checkpoint_writes add column if not exists {column}"
+            )
+        await connection.execute(_KEEP_REPLACED)
         for table in CHECKPOINT_TABLES:
             # Nothing reads by it that the primary key, which begins with the same column, does not serve.
             await connection.execute(f"drop index if exists {SCHEMA}.{table}_thread_id_idx")
             await _guard(connection, table, _OWN_CHECKPOINT)
-            # A producer that cancels a run may have what it wrote removed.
+            # A producer that cancels a run may have what it wrote removed, and what that replaced put back.
             await connection.execute(f"grant delete on {SCHEMA}.{table} to {TENANT_ROLE}")
+        await connection.execute(
+            f"grant update ({_RESTORABLE}) on {SCHEMA}.checkpoint_writes to {TENANT_ROLE}"
+        )
         await _guard(connection, STORE_TABLE, _OWN_ITEM)
 
 

@@ -30,7 +30,7 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.dialects.postgresql import ARRAY, array
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.sql import Executable
 
@@ -50,7 +50,7 @@ def trip() -> Executable:
     new = upsert(BREAKERS).values(
         kind=bindparam("kind"),
         name=bindparam("name"),
-        graphs=func.array([bindparam("graph", type_=Text)]),
+        graphs=array([bindparam("graph", type_=Text)]),
         failures=1,
         open_until=reached,
         opened_at=case((threshold <= 1, func.now()), else_=null()),
@@ -81,7 +81,7 @@ def trip() -> Executable:
 @cache
 def join_breaker() -> Executable:
     """Has an open dependency hold back one graph more. Parameters: dependency, graph."""
-    graph = cast(func.array([bindparam("graph", type_=Text)]), ARRAY(Text))
+    graph = array([bindparam("graph", type_=Text)], type_=Text)
     return (
         update(BREAKERS)
         .where(

@@ -1,0 +1,202 @@
+"""A worker is frozen just before a write, its run is finished elsewhere, then it wakes: refused each time.
+
+The worker freezes itself (SIGSTOP) where the test's own code, put around the write in its process, tells it
+to. Deaf, it does not notice how long it was gone either, so nothing but Postgres stands in its way.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from threadmill.core.settings import Settings
+from threadmill.producers import Producer
+
+QUICK = {"heartbeat_interval": 0.2, "heartbeat_timeout": 1.0, "sweep_interval": 0.2, "ring_again_after": 1}
+
+GRAPHS = """
+    import operator, os
+    from typing import Annotated
+    from langgraph.graph import START, StateGraph
+    from typing_extensions import TypedDict
+
+    class State(TypedDict):
+        texts: Annotated[list[str], operator.add]
+
+    async def first(state, runtime):
+        await runtime.store.aput(("notes",), str(os.getpid()), {"by": os.getpid()})
+        return {"texts": [f"first {os.getpid()}"]}
+
+    async def second(state):
+        if state["texts"][0] == os.environ.get("FAILS"):
+            raise ConnectionError("the zombie's own trouble")
+        if state["texts"][0] == os.environ.get("BREAKS"):
+            raise ValueError("the zombie's own mistake")
+        return {"texts": [f"second {os.getpid()}"]}
+
+    work = (
+        StateGraph(State).add_node("first", first).add_node("second", second)
+        .add_edge(START, "first").add_edge("first", "second")
+    )
+"""
+
+# Freezes before the first call of the function that the test names.
+BOOTSTRAP = """
+import importlib, os, signal, sys
+from threadmill.core.settings import Settings
+from threadmill.workers.heartbeat import Heartbeat
+from threadmill.workers.worker import run_worker
+
+module, owner, name, count = sys.argv[1].split(":")
+place = getattr(importlib.import_module(module), owner) if owner else importlib.import_module(module)
+original = getattr(place, name)
+calls = 0
+
+async def freezing(*args, **kwargs):
+    global calls
+    calls += 1
+    if calls == int(count):
+        print("zombie.freezes", file=sys.stderr, flush=True)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        print("zombie.wakes", file=sys.stderr, flush=True)
+    return await original(*args, **kwargs)
+
+setattr(place, name, freezing)
+if sys.argv[2] == "deaf":
+    Heartbeat._check = lambda self: None
+    Heartbeat._compare = lambda self, before, runs: None
+    Heartbeat.is_alive = True
+sys.exit(run_worker(Settings()))
+"""
+
+SENDS = "threadmill.workers.write_group::_execute"
+# What is written when, with durability sync: the input's checkpoint; the first node's writes and checkpoint;
+# the second's.
+PLACES = {
+    "a checkpoint": (f"{SENDS}:1", {}),
+    "pending writes": ("threadmill.workers.checkpointer:BoundSaver:aput_writes:1", {}),
+    "a later checkpoint": (f"{SENDS}:4", {}),
+    "a store item": ("threadmill.workers.store:_FencedStore:abatch:1", {}),
+    "its success": ("threadmill.workers.executor:Executor:_finish:1", {}),
+    "its retry": ("threadmill.workers.executor:Executor:_finish:1", {"FAILS": "go"}),
+    "its dead letter": ("threadmill.workers.executor:Executor:_finish:1", {"BREAKS": "go"}),
+}
+
+
+class Zombie:
+    """A worker process that freezes where it is told to."""
+
+    def __init__(self, settings: Settings, place: str, hearing: str, environment: dict[str, str]) -> None:
+        values = {**settings.model_dump(mode="json"), **QUICK}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", BOOTSTRAP, place, hearing],
+            env={
+                **os.environ,
+                **environment,
+                **{f"THREADMILL_{name.upper()}": str(value) for name, value in values.items()},
+            },
+            cwd=settings.graphs_file.parent,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.lines: list[str] = []
+        self._changed = threading.Condition()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        with self.process.stderr as lines:
+            for line in lines:
+                with self._changed:
+                    self.lines.append(line)
+                    self._changed.notify_all()
+
+    def wait_for(self, text: str) -> None:
+        with self._changed:
+            found = self._changed.wait_for(lambda: any(text in line for line in self.lines), 30)
+        assert found, "".join(self.lines[:40])
+
+    def wake(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
+
+    def end(self) -> None:
+        self.wake()
+        self.process.kill()
+        self.process.wait()
+        self._reader.join(10)
+
+
+@pytest.fixture
+def zombie(settings: Settings, serve: Callable[..., None]) -> Iterator[Callable[..., Zombie]]:
+    serve(GRAPHS, work={"durability": "sync"})
+    started: list[Zombie] = []
+
+    def start(place: str, hearing: str, environment: dict[str, str]) -> Zombie:
+        started.append(Zombie(settings, place, hearing, environment))
+        started[-1].wait_for("worker.ready")
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.end()
+
+
+@pytest.mark.parametrize("kind", PLACES)
+@pytest.mark.parametrize("hearing", ["deaf", "hearing"])
+def test_what_a_zombie_goes_on_to_write_is_refused(
+    kind: str,
+    hearing: str,
+    zombie: Callable[..., Zombie],
+    start_worker: Callable[..., Any],
+    producer: Producer,
+    admin: Any,
+) -> None:
+    place, environment = PLACES[kind]
+    frozen = zombie(place, hearing, environment)
+    run = producer.enqueue("work", {"texts": ["go"]}, tenant="acme", thread_id="t")
+    following = producer.enqueue("work", {"texts": ["next"]}, tenant="acme", thread_id="t")
+    frozen.wait_for("zombie.freezes")
+
+    start_worker(**QUICK)
+    for one in (run, following):
+        assert producer.wait(one.id, tenant="acme", timeout=30).status == "success"
+    before = evidence(admin)
+    frozen.wake()
+    frozen.wait_for("zombie.wakes")
+    frozen.wait_for("run.fenced")
+
+    frozen.wait_for("run.ended")
+    assert evidence(admin) == before, "nothing has changed since"
+    texts = producer.state("acme", "t").values["texts"]
+    assert [text.split()[0] for text in texts] == ["go", "first", "second", "next", "first", "second"]
+    assert admin.execute("select attempt, outcome, cause from attempts").fetchall() == [
+        (1, "lost", "heartbeat stale")
+    ]
+    refused = [json.loads(line) for line in frozen.lines if "write.refused" in line]
+    assert refused or hearing == "hearing"
+    assert len({entry["run"] for entry in refused}) <= 1
+
+
+def evidence(admin: Any) -> list[Any]:
+    """All that a zombie could have written."""
+    return [
+        admin.execute(f"select {columns} from {table} order by 1, 2, 3").fetchall()
+        for table, columns in {
+            "checkpoints": "thread_id, checkpoint_ns, checkpoint_id, metadata::text",
+            "checkpoint_blobs": "thread_id, channel, version",
+            "checkpoint_writes": "checkpoint_id, task_id, idx",
+            "store": "prefix, key, value::text",
+            "runs": "id, status, attempt, worker_id, finished_at, dispatched_at",
+            "dead_letters": "id, status, reason",
+            "threads": "tenant, thread_id, status, updated_at",
+        }.items()
+    ]

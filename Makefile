@@ -52,7 +52,7 @@ bench: .venv/.installed
 	$(BIN)/python -m bench
 
 chaos: .venv/.installed
-	$(BIN)/python -m pytest -q tests/chaos --long
+	$(BIN)/python -m pytest -q -s tests/chaos --long
 
 lock: | $(UV)
 	$(UV) pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header \

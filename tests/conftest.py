@@ -31,6 +31,14 @@ FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
 _numbers = itertools.count(1)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    chaos = parser.getgroup("chaos", "tests/chaos, where the fleet is attacked")
+    chaos.addoption("--long", action="store_true", help="for minutes, with the default settings")
+    chaos.addoption("--chaos-seconds", type=float, help="how long the attack lasts")
+    chaos.addoption("--chaos-seed", type=int, help="of the schedule, to have it again")
+    chaos.addoption("--chaos-report", metavar="FILE", help="where the figures go, as JSON")
+
+
 def with_database(url: str, name: str) -> str:
     """The URL of another database on the same server."""
     parts = conninfo_to_dict(url)
@@ -116,13 +124,13 @@ def serve(settings: Settings) -> Callable[..., None]:
 
 
 class WorkerProcess:
-    """A real worker process; its log lines are kept, and can be waited for."""
+    """A real worker process; its log lines are kept, and can be waited for. prelude: code it runs first."""
 
-    def __init__(self, settings: Settings, pool: str, **overrides: Any) -> None:
+    def __init__(self, settings: Settings, pool: str, *, prelude: str = "", **overrides: Any) -> None:
         values = {**settings.model_dump(mode="json"), **overrides}
         environment = {
             **os.environ,
-            **{f"THREADMILL_{name.upper()}": str(value) for name, value in values.items()},
+            **{f"THREADMILL_{name.upper()}": str(value) for name, value in values.items() if value is not None},
         }
         self.lines: list[str] = []
         self._changed = threading.Condition()
@@ -130,7 +138,7 @@ class WorkerProcess:
             [
                 sys.executable,
                 "-c",
-                "import sys; from threadmill.core.settings import Settings;"
+                f"{prelude}\nimport sys; from threadmill.core.settings import Settings;"
                 "from threadmill.workers.worker import run_worker;"
                 "sys.exit(run_worker(Settings(), sys.argv[1]))",
                 pool,

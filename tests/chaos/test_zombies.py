@@ -101,7 +101,11 @@ class Zombie:
             env={
                 **os.environ,
                 **environment,
-                **{f"THREADMILL_{name.upper()}": str(value) for name, value in values.items()},
+                **{
+                    f"THREADMILL_{name.upper()}": str(value)
+                    for name, value in values.items()
+                    if value is not None
+                },
             },
             cwd=settings.graphs_file.parent,
             stderr=subprocess.PIPE,

@@ -98,4 +98,4 @@ class DemoFleet:
 def _environment_of(settings: Settings) -> dict[str, str]:
     """The variables from which another process reads the same settings."""
     values = settings.model_dump(mode="json")
-    return {f"THREADMILL_{name.upper()}": str(value) for name, value in values.items()}
+    return {f"THREADMILL_{name.upper()}": str(value) for name, value in values.items() if value is not None}

@@ -83,16 +83,20 @@ def show_run(
 def cancel(
     context: typer.Context,
     run_id: RunArgument,
+    action: Annotated[
+        str, typer.Option(help="interrupt keeps what the run has done; rollback takes it back.")
+    ] = "interrupt",
     tenant: TenantOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """End an unfinished run as interrupted; what its attempt goes on to write is refused."""
+    check_action(action)
     settings = invocation_of(context).settings()
     if tenant is None:
         with Ledger(settings) as ledger:
             tenant = ledger.run(run_id).tenant
     with Producer(settings) as producer:
-        run = producer.cancel(run_id, tenant=tenant)
+        run = producer.cancel(run_id, tenant=tenant, action=action)
     show(as_json, run.to_dict(), lambda: run_view(run))
 
 

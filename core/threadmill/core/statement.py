@@ -103,12 +103,11 @@ def send(connection: psycopg.Connection[Any], batch: Batch) -> list[Rows]:
                 cursor = connection.cursor(row_factory=dict_row)
                 cursors.append(cursor.execute(query.sql, query.bind(parameters)))
         except BaseException:
-            if connection.info.pipeline_status == PipelineStatus.ON:
+            if alone and connection.info.pipeline_status == PipelineStatus.ON:
                 # The statement was never sent: psycopg could not take its parameters. What it believes to
                 # have prepared may not be, so the connection is not to be used again.
-                if alone:
-                    connection.execute("rollback")  # the pipeline's end would commit the steps before
-                    connection.close()
+                connection.execute("rollback")  # the pipeline's end would commit the steps before
+                connection.close()
             raise
     return [_fetch(cursor) for cursor in cursors]
 

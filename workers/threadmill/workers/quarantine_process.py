@@ -24,7 +24,10 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is for the parent
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what nodes print is not for the parent
-    settings = Settings(**json.loads(sys.stdin.readline()))
+    first = sys.stdin.readline()
+    if not first:  # the parent was lost in the meantime
+        return
+    settings = Settings(**json.loads(first))
     configure_logs(settings)
 
     def tell(**message: Any) -> None:

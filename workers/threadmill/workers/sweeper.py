@@ -71,7 +71,8 @@ class Sweeper:
     def stop(self) -> None:
         """Returns when the sweep under way is done; another process leads from then on."""
         self._stopping.set()
-        self._thread.join()
+        if self._thread.ident is not None:  # it was started
+            self._thread.join()
 
     def _work(self) -> None:
         while not self._stopping.is_set():

@@ -81,7 +81,7 @@ def trip() -> Executable:
 @cache
 def join_breaker() -> Executable:
     """Has an open dependency hold back one graph more. Parameters: dependency, graph."""
-    graph = array([bindparam("graph", type_=Text)], type_=Text)
+    graph = cast(array([bindparam("graph", type_=Text)]), ARRAY(Text))
     return (
         update(BREAKERS)
         .where(

@@ -1,4 +1,4 @@
-"""What happens to a run: claim, succeed, requeue, bury, cancel."""
+"""What happens to a run: claim, succeed, requeue, bury, expire."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ from threadmill.core.transitions.terms import (
     LETTERS,
     RUNS,
     THREADS,
+    WORKERS,
     another_running,
     earlier_unfinished,
     held_back_by_breaker,
     is_expired,
-    is_unfinished,
     lane_is_free,
     runs_alone,
     seconds,
@@ -61,7 +61,7 @@ def claim() -> Executable:
 
     Returns the run's row, with `seconds_left` until its deadline; none where it is not due, past its
     deadline, not at its thread's head, held back by a dead letter or a breaker, or its tenant is paused;
-    and where it is to run alone and this worker is not the place for that.
+    where it is to run alone and this worker is not the place for that; and where the worker was struck off.
     Parameters: run_id, tenant, thread_id, worker_id, graph_version, alone (a boolean).
     """
     return (
@@ -79,6 +79,8 @@ def claim() -> Executable:
             ~held_back_by_breaker(),
             ~is_expired(),
             or_(~runs_alone(), cast(bindparam("alone"), Boolean)),
+            # Who was struck off and does not know it yet may not begin what nobody would rescue.
+            exists(select(WORKERS.c.id).where(WORKERS.c.id == bindparam("worker_id"))),
         )
         .values(
             status=word("running"),
@@ -181,7 +183,8 @@ def requeue(outcome: str) -> Executable:
         .values(
             status=word("pending"),
             run_at=func.now() + seconds("delay"),
-            dispatched_at=case((due, func.now())),
+            # As if nobody had rung: should the bell be lost, whoever looks next takes the run.
+            dispatched_at=null(),
             failures=RUNS.c.failures + bindparam("spent", type_=Integer),
             worker_losses=RUNS.c.worker_losses + bindparam("lost", type_=Integer),
             throttled=RUNS.c.throttled + bindparam("waits", type_=Float),
@@ -315,56 +318,3 @@ def _buried(ended: CTE, *records: CTE) -> Executable:
         held_by=case((hold, select(letter.c.id).scalar_subquery()), else_=THREADS.c.held_by),
     )
     return bells(thread, *records, rung=ring_for(following, unless=hold), ended=ended)
-
-
-@cache
-def cancel() -> Executable:
-    """pending | running → interrupted, which fences an attempt that is under way. After `lock_thread`.
-
-    Parameters: run_id, error, cause. No row: the run was finished already.
-    """
-    before = (
-        select(RUNS.c.id, RUNS.c.status)
-        .where(RUNS.c.id == bindparam("run_id"), is_unfinished(RUNS.c.status))
-        .with_for_update()
-        .cte("before")
-    )
-    ended = (
-        update(RUNS)
-        .where(RUNS.c.id == before.c.id)
-        .values(status=word("interrupted"), finished_at=func.now(), error=bindparam("error", type_=JSON))
-        .returning(
-            RUNS.c.id,
-            RUNS.c.tenant,
-            RUNS.c.thread_id,
-            RUNS.c.attempt,
-            RUNS.c.worker_id,
-            RUNS.c.dispatched_at,
-            before.c.status.label("was"),
-        )
-        .cte("ended")
-    )
-    attempt = attempt_record(
-        ended,
-        "cancelled",
-        {"cause": bindparam("cause", type_=Text)},
-        where=ended.c.was == word("running"),
-    )
-    discarded = (
-        update(LETTERS)
-        .where(LETTERS.c.run_id == ended.c.id, LETTERS.c.status == word("replaying"))
-        .values(status=word("discarded"), updated_at=func.now(), next_replay_at=null())
-        .returning(LETTERS.c.id)
-        .cte("discarded_letter")
-    )
-    following = next_of(ended)
-    was_running = exists(select(ended.c.id).where(ended.c.was == word("running")))
-    # What never ran leaves the thread as it stood: with its question, or without one.
-    asks = THREADS.c.interrupts.is_not(None)
-    stood = case((or_(was_running, asks), word("interrupted")), else_=word("idle"))
-    thread = update_thread(
-        ended,
-        status=status_after(following, stood),
-        held_by=case((THREADS.c.held_by.in_(select(discarded.c.id)), null()), else_=THREADS.c.held_by),
-    )
-    return bells(thread, attempt, discarded, rung=ring_for(following), ended=ended)

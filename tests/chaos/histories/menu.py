@@ -1,0 +1,328 @@
+"""What could be done next, given how things stand: a number picks one of the possible moves of a kind."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from tests.chaos.histories.model import QUARANTINE_LOSSES, Ending, LaneId, Request, Run, Trip
+from tests.chaos.histories.moves import (
+    GRAPHS,
+    Beat,
+    Cancel,
+    Claim,
+    CountRefused,
+    Discard,
+    Enqueue,
+    Expire,
+    Fail,
+    GiveBack,
+    Grip,
+    Move,
+    Park,
+    Pause,
+    Replay,
+    Rescue,
+    RingAgain,
+    Schedule,
+    StrikeOffSilent,
+    Succeed,
+    WriteCheckpoint,
+    WritePending,
+)
+from tests.chaos.histories.world import Process, World
+
+T = TypeVar("T")
+
+LANES: tuple[LaneId, ...] = (("a", "x"), ("a", "y"), ("b", "x"))
+TENANTS = ("a", "b")
+PICKS = 2**20  # numbers of which picks are made
+SOON, LATER = 0.5, 1.5  # ticks
+DEPENDENCY = "api"
+
+
+class Pick:
+    """A number, from which choices are made one after the other; nought chooses the first each time."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def one(self, options: Sequence[T]) -> T:
+        self._number, index = divmod(self._number, len(options))
+        return options[index]
+
+
+class Menu:
+    """The moves that are possible, by kind. lane: those of this lane, where there are any."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._numbers = 0
+
+    def move(self, kind: str, number: int, lane: LaneId | None = None) -> Move | None:
+        """The picked move of the kind; None where there is none."""
+        return MOVES[kind](self, Pick(number), lane)
+
+    def _runs(self, lane: LaneId | None, *, which: Callable[[Run], bool]) -> list[Run]:
+        found = [run for run in self._world.model.runs.values() if which(run)]
+        return [run for run in found if run.lane == lane] or found
+
+    def _grips(self, lane: LaneId | None, *, live: bool | None = None) -> list[Grip]:
+        """Of workers that are not frozen. live: with a lease that holds, or one that does not."""
+        world = self._world
+        found = [
+            grip
+            for grip in world.grips
+            if not world.is_frozen(grip) and live in (None, world.is_live(grip))
+        ]
+        return [grip for grip in found if world.model.runs[grip.run_id].lane == lane] or found
+
+    def _awake(self) -> list[Process]:
+        return [process for process in self._world.processes if not process.frozen]
+
+    def _new_name(self, prefix: str) -> str:
+        self._numbers += 1
+        return f"{prefix}{self._numbers:04}"
+
+    # What is put in.
+
+    def request(
+        self,
+        lane: LaneId,
+        graph: str,
+        *,
+        max_attempts: int = 3,
+        delay: float = 0,
+        deadline: float | None = None,
+        key: str | None = None,
+        strategy: str = "enqueue",
+    ) -> Request:
+        return Request(uuid.uuid4(), lane, graph, max_attempts, delay, deadline, key, strategy)
+
+    def enqueue(self, pick: Pick, lane: LaneId | None) -> Move | None:
+        requests = []
+        for _ in range(pick.one((1, 2))):
+            requests.append(
+                self.request(
+                    lane or pick.one(LANES),
+                    pick.one(GRAPHS),
+                    delay=pick.one((0, SOON)),
+                    deadline=pick.one((None, LATER)),
+                    key=pick.one((None, None, "k")),
+                    strategy=pick.one(("enqueue", "enqueue", "reject")),
+                )
+            )
+        return Enqueue(tuple(requests))
+
+    # What runs them.
+
+    def claim_of(self, run: Run, pick: Pick, *, right: bool) -> Claim | None:
+        """right: by a worker that takes it, if one is awake; else by any."""
+        processes = [p for p in self._awake() if not right or p.alone or not run.runs_alone]
+        if not processes:
+            return None
+        process = pick.one(processes)
+        return Claim(run.id, run.lane, process.worker, process.alone)
+
+    def serve(self, pick: Pick, lane: LaneId | None) -> Move | None:
+        """A run that may be claimed."""
+        runs = self._runs(lane, which=lambda run: self._world.model.may_be_claimed(run, alone=True))
+        return self.claim_of(pick.one(runs), pick, right=True) if runs else None
+
+    def stray(self, pick: Pick, lane: LaneId | None) -> Move | None:
+        """Any run, whatever its status."""
+        runs = self._runs(lane, which=lambda run: run.is_unfinished) or self._runs(lane, which=lambda _: True)
+        return self.claim_of(pick.one(runs), pick, right=False) if runs else None
+
+    def _of_grip(self, grip: Grip) -> dict[str, Any]:
+        lane = self._world.model.runs[grip.run_id].lane
+        return {"run_id": grip.run_id, "attempt": grip.attempt, "lane": lane}
+
+    def write_checkpoint(self, pick: Pick, lane: LaneId | None) -> Move | None:
+        grips = self._grips(lane)
+        return self.write(pick.one(grips)) if grips else None
+
+    def write(self, grip: Grip) -> Move:
+        return WriteCheckpoint(**self._of_grip(grip), checkpoint=self._new_name("c"))
+
+    def write_pending(self, pick: Pick, lane: LaneId | None) -> Move | None:
+        grips = self._grips(lane)
+        return WritePending(**self._of_grip(pick.one(grips)), task=self._new_name("t")) if grips else None
+
+    def succeed(self, pick: Pick, lane: LaneId | None) -> Move | None:
+        grips = self._grips(lane, live=True)
+        return self.success(pick.one(grips), pick) if grips else None
+
+    def success(self, grip: Grip, pick: Pick) -> Move:
+        return Succeed(
+            **self._of_grip(grip), asks=pick.one((False, True)), calls=pick.one(((), (DEPENDENCY,)))
+        )
+
+    def fail(self, pick: Pick, lane: LaneId | None) -> Move | None:
+        grips = self._grips(lane, live=True)
+        return self.failure(pick.one(grips), pick) if grips else None
+
+    def failure(self, grip: Grip, pick: Pick) -> Move:
+        run = self._world.model.runs[grip.run_id]
+        return Fail(
+            **self._of_grip(grip),
+            graph=run.graph,
+            ending=self._ending(run, pick),
+            checkpoint=self._world.model.newest_checkpoint(run.id),
+        )
+
+    def _ending(self, run: Run, pick: Pick) -> Ending:
+        last = run.failures + 1 >= run.max_attempts
+        again: float | None = None if last else pick.one((0, SOON, LATER))
+        trip = pick.one(
+            (
+                None,
+                Trip("graph", run.graph, 2, SOON),
+                Trip("dependency", DEPENDENCY, 2, SOON),
+                Trip("dependency", DEPENDENCY, 1, LATER),
+            )
+        )
+        endings = [
+            Ending("failed", "permanent", spent=1),
+            Ending("failed", "transient", again, spent=1, reason="exhausted", trip=trip),
+            Ending("failed", "rate limited", SOON, waits=SOON),
+            Ending("failed", "infrastructure", pick.one((0, SOON))),
+            Ending("drained", "drain", 0),
+            Ending("timeout", "timeout", again, status="timeout", spent=1, reason="timeout"),
+        ]
+        if self._world.model.is_expired(run):
+            endings.append(Ending("timeout", "deadline", status="timeout", spent=1, reason="timeout"))
+        return pick.one(endings)
+
+    def zombie(self, pick: Pick, lane: LaneId | None) -> Move | None:
+        """An attempt that lost its lease goes on, with whatever it was about to write."""
+        grips = self._grips(lane, live=False)
+        if not grips:
+            return None
+        grip = pick.one(grips)
+        acts: list[Callable[[], Move]] = [
+            lambda: self.write(grip),
+            lambda: self.success(grip, pick),
+            lambda: self.failure(grip, pick),
+            lambda: WritePending(**self._of_grip(grip), task=self._new_name("t")),
+            lambda: CountRefused(grip.run_id, grip.attempt, self._world.refused.pop(grip, 0) + 1),
+        ]
+        return pick.one(acts)()
+
+    # What watches over them.
+
+    def beat(self, pick: Pick, lane: LaneId | None) -> Move | None:
+        awake = self._awake()
+        return Beat(pick.one(awake).worker) if awake else None
+
+    def strike(self, pick: Pick, lane: LaneId | None) -> Move | None:
+        return StrikeOffSilent()
+
+    def rescue(self, pick: Pick, lane: LaneId | None) -> Move | None:
+        """An attempt that the leader saw without a worker; it may have ended since."""
+        found = [g for g in self._world.lost if self._world.model.runs[g.run_id].lane == lane]
+        lost = found or self._world.lost
+        return self.rescue_of(pick.one(lost)) if lost else None
+
+    def rescue_of(self, grip: Grip) -> Rescue:
+        """As of the leader's look: the losses are those of the attempt, not of one after it."""
+        run = self._world.model.runs[grip.run_id]
+        losses = min(run.losses, QUARANTINE_LOSSES)
+        row = {**self._row(run, grip.attempt), "worker_id": grip.worker, "worker_losses": losses}
+        return Rescue(grip.run_id, grip.attempt, row, "heartbeat stale")
+
+    def _row(self, run: Run, attempt: int) -> dict[str, Any]:
+        tenant, thread_id = run.lane
+        return {
+            "id": run.id,
+            "tenant": tenant,
+            "thread_id": thread_id,
+            "graph": run.graph,
+            "attempt": attempt,
+        }
+
+    def give_back(self, pick: Pick, lane: LaneId | None) -> Move | None:
+        """Of a run that its worker holds in the ledger and knows nothing of, as its claim was not answered."""
+        known = {(grip.run_id, grip.attempt) for grip in self._world.grips}
+        awake = {process.worker for process in self._awake()}
+        runs = self._runs(
+            lane,
+            which=lambda run: run.status == "running"
+            and run.worker in awake
+            and (run.id, run.attempt) not in known,
+        )
+        return self.give_back_of(pick.one(runs)) if runs else None
+
+    def give_back_of(self, run: Run) -> Move:
+        return GiveBack(run.id, run.attempt, self._row(run, run.attempt))
+
+    def expire(self, pick: Pick, lane: LaneId | None) -> Move | None:
+        model = self._world.model
+        runs = self._runs(lane, which=lambda run: run.status == "pending" and model.is_expired(run))
+        runs = runs or self._runs(lane, which=lambda run: run.deadline is not None)
+        return self.expiry_of(pick.one(runs)) if runs else None
+
+    def expiry_of(self, run: Run) -> Move:
+        return Expire(run.id, run.attempt, {**self._row(run, run.attempt), "policy": {}})
+
+    def ring_again(self, pick: Pick, lane: LaneId | None) -> Move | None:
+        return RingAgain(pick.one((100, 1, 2)))
+
+    # What people do.
+
+    def cancel(self, pick: Pick, lane: LaneId | None) -> Move | None:
+        runs = self._runs(lane, which=lambda run: run.is_unfinished) or self._runs(lane, which=lambda _: True)
+        if not runs:
+            return None
+        run = pick.one(runs)
+        return Cancel(run.id, run.lane[0])
+
+    def _lettered(self, lane: LaneId | None) -> list[Run]:
+        letters = self._world.model.letters
+        found = self._runs(lane, which=lambda run: run.id in letters)
+        return [run for run in found if letters[run.id].status in ("waiting", "parked")] or found
+
+    def replay(self, pick: Pick, lane: LaneId | None) -> Move | None:
+        runs = self._lettered(lane)
+        return Replay(pick.one(runs).id) if runs else None
+
+    def discard(self, pick: Pick, lane: LaneId | None) -> Move | None:
+        runs = self._lettered(lane)
+        return Discard(pick.one(runs).id) if runs else None
+
+    def park(self, pick: Pick, lane: LaneId | None) -> Move | None:
+        runs = self._lettered(lane)
+        return Park(pick.one(runs).id) if runs else None
+
+    def schedule(self, pick: Pick, lane: LaneId | None) -> Move | None:
+        runs = self._lettered(lane)
+        return Schedule(pick.one(runs).id, SOON) if runs else None
+
+    def pause(self, pick: Pick, lane: LaneId | None) -> Move | None:
+        tenant = lane[0] if lane else pick.one(TENANTS)
+        return Pause(tenant, not self._world.model.paused.get(tenant, False))
+
+
+MOVES: dict[str, Callable[[Menu, Pick, LaneId | None], Move | None]] = {
+    "claim": Menu.serve,
+    "claim any": Menu.stray,
+    "enqueue": Menu.enqueue,
+    "succeed": Menu.succeed,
+    "fail": Menu.fail,
+    "zombie": Menu.zombie,
+    "write checkpoint": Menu.write_checkpoint,
+    "write pending": Menu.write_pending,
+    "cancel": Menu.cancel,
+    "rescue": Menu.rescue,
+    "beat": Menu.beat,
+    "strike": Menu.strike,
+    "give back": Menu.give_back,
+    "expire": Menu.expire,
+    "ring again": Menu.ring_again,
+    "replay": Menu.replay,
+    "discard": Menu.discard,
+    "park": Menu.park,
+    "schedule": Menu.schedule,
+    "pause": Menu.pause,
+}

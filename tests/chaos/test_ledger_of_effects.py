@@ -1,0 +1,61 @@
+"""Number 1: under every fault at once, no run is lost, doubled or out of order, and no zombie writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.chaos.arena import arena
+from tests.chaos.faults import Storm, after, prelude, schedule
+from tests.chaos.form import Form
+from tests.chaos.load import Load
+from tests.chaos.report import as_json, figures, late, table
+from tests.chaos.verdict import judge, told
+
+# The short form has no time to wait for the default lease.
+IMPATIENT = {"heartbeat_interval": 0.5, "heartbeat_timeout": 3.0}
+
+
+@pytest.mark.chaos
+def test_no_fault_costs_a_run_an_order_or_a_message(form: Form, tmp_path: Path) -> None:
+    print(f"\n--chaos-seed={form.seed} in {tmp_path}")
+    settings: dict[str, Any] = {} if form.long else IMPATIENT
+    with arena(tmp_path, workers=4 if form.long else 3, nap=1.5 if form.long else 1.0, **settings) as place:
+        lease = place.settings.heartbeat_timeout
+        place.fleet.start()
+        calm = prelude(form.seed, 8 if form.long else 1, lease)
+        count = round(form.seconds / 4) if form.long else 15
+        plan = after(calm, schedule(form.seed, form.seconds, count, lease))
+        seconds = max(planned.at for planned in plan)
+        load = Load(
+            place.settings,
+            form.seed,
+            tenants=5,
+            threads=300 if form.long else 150,
+            runs=max(3, round(seconds / 30)),
+            seconds=seconds,
+        )
+        storm = Storm(place.fleet, place.postgres, place.redis, place.ours, load, form.seed)
+        load.start()
+        storm.rage(plan, until=lambda: load.is_done)
+        load.join()
+        place.settle(60 + 5 * lease if form.long else 20)
+        place.fleet.stop()
+        evidence = place.gather()
+        evidence.sent, evidence.refusals = load.sent, dict(load.refusals)
+        evidence.enqueues = load.enqueues
+        evidence.faults = storm.faults
+    offences = judge(evidence, slack=2 * lease + 5)
+    report = {
+        "seed": form.seed,
+        "seconds": round(seconds),
+        "skipped": [str(kind) for kind in storm.skipped],
+        **figures(evidence, offences),
+    }
+    print(table(report))
+    if form.report is not None:
+        form.report.write_text(as_json(report))
+    offences["figures are within their limits"] = late(report)
+    if any(offences.values()):
+        pytest.fail(told(offences), pytrace=False)

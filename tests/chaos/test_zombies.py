@@ -154,8 +154,9 @@ def zombie(settings: Settings, serve: Callable[..., None]) -> Iterator[Callable[
         one.end()
 
 
-@pytest.mark.parametrize("kind", PLACES)
-@pytest.mark.parametrize("hearing", ["deaf", "hearing"])
+@pytest.mark.parametrize(
+    ("kind", "hearing"), [*((kind, "deaf") for kind in PLACES), ("a later checkpoint", "hearing")]
+)
 def test_what_a_zombie_goes_on_to_write_is_refused(
     kind: str,
     hearing: str,

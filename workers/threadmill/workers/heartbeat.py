@@ -147,11 +147,11 @@ class Heartbeat:
             self._enter()
         elif self._cut_off:
             _log.info("worker.back", worker=str(self.worker_id), runs=len(runs))
-        self._compare(before, runs)
+        self._beaten_at = sent
         self._breakers = {
             row["name"]: sent + row["open_for"] for row in breakers if row["kind"] == "dependency"
         }
-        self._beaten_at = sent
+        self._compare(before, runs)
         self._cut_off = False
 
     def _enter(self) -> None:

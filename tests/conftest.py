@@ -130,7 +130,11 @@ class WorkerProcess:
         values = {**settings.model_dump(mode="json"), **overrides}
         environment = {
             **os.environ,
-            **{f"THREADMILL_{name.upper()}": str(value) for name, value in values.items() if value is not None},
+            **{
+                f"THREADMILL_{name.upper()}": str(value)
+                for name, value in values.items()
+                if value is not None
+            },
         }
         self.lines: list[str] = []
         self._changed = threading.Condition()

@@ -135,6 +135,7 @@ class RunRow:
     key: str | None
     status: str
     attempt: int
+    durability: str = "async"
 
     @property
     def lane(self) -> Lane:
@@ -231,7 +232,8 @@ def gather(connection: psycopg.Connection[Any], producer: Producer) -> Evidence:
         runs=_read(
             connection,
             RunRow,
-            "select id, tenant, thread_id, seq, idempotency_key as key, status, attempt from threadmill.runs",
+            "select id, tenant, thread_id, seq, idempotency_key as key, status, attempt, durability"
+            " from threadmill.runs",
         ),
         attempts=_read_attempts(connection),
         effects=_read(connection, Effect, "select * from chaos.effects order by at"),

@@ -6,7 +6,7 @@ import heapq
 import itertools
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -19,6 +19,8 @@ from tests.chaos.servers import Postgres, Redis
 
 TICK = 0.02
 ON_WORKERS = (Kind.KILL, Kind.FREEZE, Kind.TERM)
+# What cannot be done at its time, because too much is amiss already, is tried again for so long, in seconds.
+PUT_OFF, PUT_OFF_MAX = 0.5, 6.0
 # So long are the workers stopped, so that bells wait while Redis is flushed.
 BLINK = 0.4
 
@@ -34,13 +36,13 @@ class Planned:
     delay: float
 
 
-def schedule(seed: int, seconds: float, count: int, lease: float) -> list[Planned]:
-    """`count` faults over so many seconds, in shuffled rounds of all the kinds, SIGKILL twice in each.
+def schedule(seed: int, seconds: float, count: int, lease: float, kinds: Sequence[Kind]) -> list[Planned]:
+    """`count` faults over so many seconds, in rounds of these kinds, each shuffled.
 
     lease: the heartbeat's timeout. A worker is frozen for longer; a connection is away for shorter or longer.
     """
     chance = random.Random(seed)
-    kinds = itertools.islice(_rounds(chance), count)
+    order = itertools.islice(_rounds(chance, kinds), count)
     gap = seconds / count
     return [
         Planned(
@@ -50,7 +52,7 @@ def schedule(seed: int, seconds: float, count: int, lease: float) -> list[Planne
             everywhere=chance.random() < 0.5,
             delay=chance.uniform(0.05, 0.3),
         )
-        for n, kind in enumerate(kinds)
+        for n, kind in enumerate(order)
     ]
 
 
@@ -58,8 +60,8 @@ def prelude(seed: int, rounds: int, lease: float) -> list[Planned]:
     """Faults so far apart that what each of them costs can be measured; then the storm may begin."""
     chance = random.Random(seed)
     at, plan = 1.0, []
-    # Until a killed worker's runs are rescued and another has taken its place; until a bell is rung again.
-    pauses = {Kind.KILL: lease + 4.0, Kind.TERM: 5.0, Kind.REDIS_FLUSH: 3.0, Kind.REDIS_RESTART: 4.0}
+    # Until a killed worker's runs are rescued; until another has taken its place; until a bell is rung again.
+    pauses = {Kind.KILL: 2 * lease, Kind.TERM: 3.5, Kind.REDIS_FLUSH: 3.0, Kind.REDIS_RESTART: 2 + lease}
     for _ in range(rounds):
         for kind, pause in pauses.items():
             plan.append(Planned(at, kind, lasts=1.0, everywhere=True, delay=0.0))
@@ -69,15 +71,13 @@ def prelude(seed: int, rounds: int, lease: float) -> list[Planned]:
 
 def after(plan: list[Planned], storm: list[Planned]) -> list[Planned]:
     """The one plan and then the other."""
-    begins = max((planned.at for planned in plan), default=0.0) + 4.0
+    begins = max((planned.at for planned in plan), default=0.0) + 5.0
     return [*plan, *(replace(planned, at=planned.at + begins) for planned in storm)]
 
 
-def _rounds(chance: random.Random) -> Iterator[Kind]:
+def _rounds(chance: random.Random, kinds: Sequence[Kind]) -> Iterator[Kind]:
     while True:
-        kinds = [*Kind, Kind.KILL]
-        chance.shuffle(kinds)
-        yield from kinds
+        yield from chance.sample(kinds, len(kinds))
 
 
 class Storm:
@@ -107,21 +107,34 @@ class Storm:
     def _in(self, seconds: float, act: Callable[[], None]) -> None:
         heapq.heappush(self._agenda, (time.monotonic() + seconds, next(self._numbers), act))
 
-    def _begin(self, planned: Planned) -> None:
+    def _begin(self, planned: Planned, late: float = 0.0) -> None:
+        """late: seconds by which it has been put off."""
+        if self._do(planned):
+            return
+        if late >= PUT_OFF_MAX:
+            self.skipped.append(planned.kind)
+        else:
+            self._in(PUT_OFF, partial(self._begin, planned, late + PUT_OFF))
+
+    def _do(self, planned: Planned) -> bool:
+        """Whether it could be done."""
         match planned.kind:
             case Kind.KILL | Kind.FREEZE | Kind.TERM:
-                self._to_a_worker(planned)
+                return self._to_a_worker(planned)
             case Kind.POSTGRES_RESTART:
                 self._at_once(planned.kind, self._postgres.restart)
             case Kind.POSTGRES_TERMINATE:
                 self._at_once(planned.kind, self._terminate_backends)
+            case Kind.REDIS_FLUSH | Kind.REDIS_RESTART if not self._redis.is_up:
+                return False
             case Kind.REDIS_FLUSH:
                 self._at_once(planned.kind, self._flush)
             case Kind.REDIS_RESTART:
                 self._redis.stop()
                 self._until(planned, self._redis.start)
             case _:
-                self._to_connections(planned)
+                return self._to_connections(planned)
+        return True
 
     def _at_once(self, kind: Kind, act: Callable[[], None]) -> None:
         began = now()
@@ -139,24 +152,24 @@ class Storm:
 
         self._in(planned.lasts, end)
 
-    def _to_a_worker(self, planned: Planned) -> None:
+    def _to_a_worker(self, planned: Planned) -> bool:
         up = [slot for slot in self._fleet.slots if slot.is_up]
         if len(up) < 2:  # somebody must be there to carry on
-            self.skipped.append(planned.kind)
-            return
+            return False
         slot = self._chance.choice(up)
         assert slot.life is not None
         pid = slot.life.pid
         if planned.kind is Kind.FREEZE:
             self._fleet.freeze(slot)
             self._until(planned, lambda: self._thaw(slot, pid), slot, pid)
-            return
+            return True
         began = now()
         if planned.kind is Kind.KILL:
             self._fleet.kill(slot)
         else:
             self._fleet.ask_to_end(slot)
         self.faults.append(Fault(planned.kind, began, began, slot.number, pid))
+        return True
 
     def _thaw(self, slot: Slot, pid: int) -> None:
         if slot.life is not None and slot.life.pid == pid:
@@ -180,16 +193,15 @@ class Storm:
         for slot in up:
             self._fleet.thaw(slot)
 
-    def _to_connections(self, planned: Planned) -> None:
+    def _to_connections(self, planned: Planned) -> bool:
         to_postgres = planned.kind.startswith("Postgres")
         slot = None if planned.everywhere else self._chance.choice(self._fleet.slots)
         slots = self._fleet.slots if slot is None else [slot]
         proxies = [one.postgres if to_postgres else one.redis for one in slots]
         if slot is None and not to_postgres:
             proxies.append(self._ours)
-        if self._busy.intersection(proxies):  # undone with the one that is under way
-            self.skipped.append(planned.kind)
-            return
+        if self._busy.intersection(proxies):  # it would be undone with the one that is under way
+            return False
         self._busy.update(proxies)
         for proxy in proxies:
             self._harm(proxy, planned)
@@ -202,6 +214,7 @@ class Storm:
                 proxy.heal()
 
         self._until(planned, undo, slot)
+        return True
 
     def _harm(self, proxy: Proxy, planned: Planned) -> None:
         match planned.kind:

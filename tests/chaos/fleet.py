@@ -79,8 +79,9 @@ class Fleet:
         ends_at = time.monotonic() + timeout
         while not all(slot.is_up for slot in self.slots):
             self.tick()
-            words = [slot.life.last_words for slot in self.slots if slot.life]
-            assert time.monotonic() < ends_at, f"the workers do not start: {words}"
+            words = [life.last_words for life in self.lives if life.ended]
+            assert not words, f"a worker did not start: {words[0]}"
+            assert time.monotonic() < ends_at, "the workers do not start in time"
             time.sleep(0.05)
 
     def tick(self) -> None:
@@ -180,4 +181,4 @@ def _serves(slot: Slot) -> bool:
 
 
 def _text(value: Any) -> str:
-    return "" if value is None else str(value)
+    return "none" if value is None else str(value)

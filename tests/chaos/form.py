@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-LONG, SHORT = 300.0, 24.0
+LONG, SHORT = 300.0, 14.0
 
 
 @dataclass(frozen=True)

@@ -77,6 +77,7 @@ def figures(evidence: Evidence, offences: dict[str, list[str]]) -> dict[str, Any
         "hand-over by a drain, nothing else amiss": story.hand_overs(calm=True).summary(),
         "hand-over by a drain, all": story.hand_overs().summary(),
         "longest pause of a run": story.longest_pause(),
+        "from ready to claimed": story.starts().summary(),
         "offences": {name: len(found) for name, found in offences.items()},
     }
 
@@ -181,6 +182,10 @@ class _Story:
                     times.seconds.append(_seconds(max(ready, fault.begins), claim))
                     break
         return times
+
+    def starts(self) -> Times:
+        """From when a run could have been claimed to its claim, again after each attempt."""
+        return Times([_seconds(ready, claim) for ready, claim in self._waits()])
 
     def _waits(self) -> Iterator[tuple[datetime.datetime, datetime.datetime]]:
         """When a run could have been claimed, and when it was."""

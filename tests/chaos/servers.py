@@ -66,22 +66,20 @@ class Postgres:
 
     def restart(self) -> None:
         """`pg_ctl restart -m immediate`: every connection is gone, and the log is replayed."""
-        self._stop("immediate")
+        self.stop()
         self.start()
 
     def stop(self) -> None:
-        if self._process is not None and self._process.poll() is None:
-            self._stop("fast")
-
-    def _stop(self, mode: str) -> None:
-        argv = [str(self._programs / "pg_ctl"), "-D", str(self._data), "-w", "-m", mode, "stop"]
+        """`-m immediate`, also at the end: nobody needs what is in it any more."""
+        if self._process is None or self._process.poll() is not None:
+            return
+        argv = [str(self._programs / "pg_ctl"), "-D", str(self._data), "-w", "-m", "immediate", "stop"]
         subprocess.run(
             tied(argv, signal.SIGKILL, self._user),
             check=True,
             stdout=subprocess.DEVNULL,
             timeout=STOP_TIMEOUT,
         )
-        assert self._process is not None
         self._process.wait(STOP_TIMEOUT)
 
     def _connect(self, database: str) -> psycopg.Connection[tuple[object, ...]]:
@@ -106,6 +104,10 @@ class Redis:
         with self.client() as client:
             _wait_until_up(self._process, client.ping)
 
+    @property
+    def is_up(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
     def client(self) -> redis.Redis:
         return redis.Redis(unix_socket_path=str(self.socket), socket_timeout=5)
 
@@ -116,7 +118,7 @@ class Redis:
 
     def stop(self) -> None:
         """SHUTDOWN NOSAVE."""
-        if self._process is None or self._process.poll() is not None:
+        if self._process is None or not self.is_up:
             return
         with self.client() as client:
             client.shutdown(nosave=True)

@@ -80,7 +80,7 @@ def clean() -> Evidence:
     return evidence
 
 
-def lose(evidence: Evidence, outcome: str = "lost", cause: str | None = None) -> AttemptRow:
+def lose(evidence: Evidence, outcome: str = "lost", cause: str | None = "heartbeat stale") -> AttemptRow:
     """The first run's first attempt came to this at 15, and its second succeeded."""
     evidence.runs[0] = replace(evidence.runs[0], attempt=2)
     row = AttemptRow(run_id(1), 1, WORKER, PID, at(10), at(15), outcome, cause)
@@ -137,6 +137,13 @@ def _ran_again(e: Evidence) -> None:
     e.effects += effects(1, "left", 18, attempt=2)
 
 
+def _forgotten(e: Evidence) -> None:
+    """Postgres had confirmed the node, as it confirms all with this durability, and has it no more."""
+    _ran_again(e)
+    e.runs[0] = replace(e.runs[0], durability="sync")
+    e.found.remove(nonce(1, "left"))
+
+
 def _zombie_result(e: Evidence) -> None:
     e.effects += effects(1, "left", 18, attempt=7, held=False)
     e.stored.add(nonce(1, "left", 7))
@@ -162,7 +169,9 @@ def _buried(reason: str, losses: int = 0) -> Change:
         e.letters[run_id(2)] = reason
         for attempt in range(1, losses + 1):
             e.attempts.append(
-                AttemptRow(run_id(2), attempt, WORKER, PID, at(20 + attempt), at(21 + attempt), "lost")
+                AttemptRow(
+                    run_id(2), attempt, WORKER, PID, at(20 + attempt), at(21 + attempt), "lost", "cut off"
+                )
             )
         e.faults.append(Fault(Kind.FREEZE, at(20), at(30), 0, PID))
 
@@ -198,6 +207,7 @@ def _killed_and_not_recorded(e: Evidence) -> None:
         (lambda e: e.states[LANE].reverse(), "answers are whole"),
         (_swap_effects, "attempts do not overlap"),
         (_ran_again, "finished nodes stay finished"),
+        (_forgotten, "finished nodes stay finished"),
         (_zombie_result, "nothing unfenced is stored"),
         (lambda e: e.stored.add("0" * 32), "nothing unfenced is stored"),
         (_say(12, entry(1, "close", 9)), "nothing unfenced is stored"),
@@ -264,25 +274,39 @@ def test_a_worker_that_never_served_may_end_by_itself() -> None:
 # Explained attempts
 
 
+KILLED = Fault(Kind.KILL, at(12), at(12), 0, PID)
+FROZEN = Fault(Kind.FREEZE, at(12), at(14), 0, PID)
+TOLD_TO_END = Fault(Kind.TERM, at(12), at(12), 0, PID)
+RESTARTED = Fault(Kind.POSTGRES_RESTART, at(12), at(13))
+
+
 @pytest.mark.parametrize(
     ("fault", "outcome", "cause", "explained"),
     [
-        (None, "lost", None, False),
-        (Fault(Kind.KILL, at(12), at(12), 0, PID), "lost", None, True),
-        (Fault(Kind.KILL, at(12), at(12), 0, PID), "lost", "signal 9", True),
-        (Fault(Kind.FREEZE, at(12), at(14), 0, PID), "lost", "signal 9", False),
-        (Fault(Kind.KILL, at(12), at(12), 0, 999), "lost", None, False),
-        (Fault(Kind.KILL, at(16), at(16), 0, PID), "lost", None, False),
-        (Fault(Kind.FREEZE, at(2), at(4), 0, PID), "lost", None, False),
-        (Fault(Kind.POSTGRES_CUT, at(6), at(8), 0), "lost", "heartbeat stale", True),
-        (Fault(Kind.POSTGRES_CUT, at(12), at(14), 1), "lost", None, False),
-        (Fault(Kind.POSTGRES_RESTART, at(12), at(14)), "lost", "heartbeat stale", True),
-        (Fault(Kind.REDIS_CUT, at(12), at(14)), "lost", None, False),
-        (Fault(Kind.TERM, at(12), at(12), 0, PID), "drained", "drain", True),
-        (Fault(Kind.FREEZE, at(12), at(14), 0, PID), "drained", "drain", False),
-        (Fault(Kind.TERM, at(12), at(12), 0, PID), "lost", None, False),
-        (Fault(Kind.KILL, at(12), at(12), 0, PID), "failed", None, False),
-        (Fault(Kind.TERM, at(12), at(12), 0, PID), "cancelled", None, False),
+        (None, "lost", "heartbeat stale", False),
+        (KILLED, "lost", "heartbeat stale", True),
+        (KILLED, "lost", "worker gone", True),
+        (KILLED, "lost", "cut off", False),  # the dead give nothing back
+        (KILLED, "lost", None, False),
+        (KILLED, "lost", "of another word", False),
+        (KILLED, "lost", "signal 9 (SIGKILL)", False),  # which only the parent of a child can know
+        (KILLED, "drained", "drain", False),
+        (KILLED, "failed", "transient", False),
+        (FROZEN, "lost", "heartbeat stale", True),
+        (FROZEN, "lost", "cut off", True),
+        (FROZEN, "drained", "drain", False),
+        (RESTARTED, "lost", "claim unanswered", True),
+        (RESTARTED, "lost", "heartbeat stale", False),  # it was away for a moment only
+        (TOLD_TO_END, "drained", "drain", True),
+        (TOLD_TO_END, "drained", "drain timeout", True),
+        (TOLD_TO_END, "lost", "worker gone", False),
+        (TOLD_TO_END, "cancelled", "on request", False),
+        (Fault(Kind.REDIS_CUT, at(12), at(14)), "lost", "heartbeat stale", False),
+        (Fault(Kind.POSTGRES_CUT, at(12), at(14), 1), "lost", "heartbeat stale", False),  # another's way
+        (Fault(Kind.POSTGRES_CUT, at(6), at(8), 0), "lost", "heartbeat stale", True),  # its lease still held
+        (Fault(Kind.POSTGRES_CUT, at(2), at(4), 0), "lost", "heartbeat stale", False),  # long ago
+        (Fault(Kind.KILL, at(12), at(12), 0, 999), "lost", "heartbeat stale", False),  # another worker
+        (Fault(Kind.KILL, at(16), at(16), 0, PID), "lost", "heartbeat stale", False),  # afterwards
     ],
 )
 def test_an_attempt_is_explained_by_what_was_done_to_its_own_worker_in_its_time(
@@ -292,6 +316,16 @@ def test_an_attempt_is_explained_by_what_was_done_to_its_own_worker_in_its_time(
     lose(evidence, outcome, cause)
     if fault is not None:
         evidence.faults.append(fault)
+    assert ("attempts are explained" not in offences(evidence)) is explained
+
+
+@pytest.mark.parametrize(("fault", "explained"), [(KILLED, True), (TOLD_TO_END, True), (FROZEN, False)])
+def test_the_child_of_a_quarantine_drains_when_its_parent_ends(fault: Fault, explained: bool) -> None:
+    evidence = clean()
+    evidence.lives[0].children.add(200)
+    row = lose(evidence, "drained", "drain")
+    evidence.attempts[0] = replace(row, pid=200)
+    evidence.faults.append(fault)
     assert ("attempts are explained" not in offences(evidence)) is explained
 
 

@@ -16,33 +16,21 @@ WORKER_LOST = "worker_lost"
 LOSSES_OF_A_LETTER = 3
 SHOWN = 8
 
-# What may have become of a worker that lost a run, or gave one back.
-_SEVERS = frozenset(
-    {
-        Kind.KILL,
-        Kind.FREEZE,
-        Kind.POSTGRES_RESTART,
-        Kind.POSTGRES_TERMINATE,
-        Kind.POSTGRES_CUT,
-        Kind.POSTGRES_SILENT,
-        Kind.POSTGRES_SILENT_CUT,
-        Kind.POSTGRES_SLOW,
-    }
-)
-EXPLANATIONS: dict[str, frozenset[Kind]] = {
-    "lost": _SEVERS,
-    "fenced": _SEVERS,
-    "drained": _SEVERS - {Kind.KILL} | {Kind.TERM},
-    "failed": frozenset(),
-    "timeout": frozenset(),
-    "cancelled": frozenset(),
-}
-# A word of the cause, and what must have been done for it to be true.
-CAUSES: dict[str, frozenset[Kind]] = {
-    "signal 9": frozenset({Kind.KILL}),
-    "heartbeat": _SEVERS,
-    "cut off": _SEVERS - {Kind.KILL},
-    "drain": frozenset({Kind.TERM}),
+# Which nodes begin only when these have finished, and their results are in a checkpoint.
+FOLLOWERS = {"receive": ("left", "right"), "left": ("settle",), "right": ("settle",), "settle": ("close",)}
+
+# What keeps a worker from Postgres for longer than a moment.
+_AWAY = frozenset({Kind.POSTGRES_CUT, Kind.POSTGRES_SILENT, Kind.POSTGRES_SILENT_CUT})
+_DEAD_OR_AWAY = _AWAY | {Kind.KILL, Kind.FREEZE}
+# What must have been done for an attempt to have come to this, for this cause. What is not here (a failure,
+# a time limit, a cancel, a child of a quarantine that was killed) nobody did in this attack.
+EXPLANATIONS: dict[tuple[str, str | None], frozenset[Kind]] = {
+    ("lost", "heartbeat stale"): _DEAD_OR_AWAY,
+    ("lost", "worker gone"): _DEAD_OR_AWAY,
+    ("lost", "cut off"): _AWAY | {Kind.FREEZE},
+    ("lost", "claim unanswered"): _AWAY | {Kind.FREEZE, Kind.POSTGRES_RESTART, Kind.POSTGRES_TERMINATE},
+    ("drained", "drain"): frozenset({Kind.TERM}),
+    ("drained", "drain timeout"): frozenset({Kind.TERM}),
 }
 
 
@@ -162,7 +150,11 @@ def _held(evidence: Evidence) -> Iterable[Effect]:
 
 
 def finished_nodes_stay_finished(evidence: Evidence) -> Iterator[str]:
-    """Promise 3: no attempt with the lease starts a node again once a result of it is stored to be found."""
+    """Promise 3: no attempt with the lease starts a node again once a result of it is stored to be found.
+
+    Compared are the node's entries in the diary: each end whose nonce stands in a blob of the checkpoints, or
+    in a pending write that hangs on a checkpoint, with each later start.
+    """
     for (run_id, node), effects in _by_node(evidence).items():
         stored = [effect for effect in effects if effect.kind == "end" and effect.nonce in evidence.found]
         for end in stored:
@@ -173,6 +165,24 @@ def finished_nodes_stay_finished(evidence: Evidence) -> Iterator[str]:
                     f"its result is stored, and attempt {start.attempt} ran it again at "
                     f"{start.at:%H:%M:%S.%f}"
                 )
+    yield from _gone_back(evidence)
+
+
+def _gone_back(evidence: Evidence) -> Iterator[str]:
+    """With durability `sync`, a node is stored before those that follow it begin: it never starts again.
+
+    Unlike the stored results, this also shows what Postgres had confirmed and has no more.
+    """
+    synchronous = {run.id for run in evidence.runs if run.durability == "sync"}
+    by_node = _by_node(evidence)
+    for (run_id, node), effects in by_node.items():
+        followers = [effect for name in FOLLOWERS.get(node, ()) for effect in by_node.get((run_id, name), [])]
+        if run_id not in synchronous or not followers:
+            continue
+        went_on = min(effect.at for effect in followers)
+        for start in effects:
+            if start.kind == "start" and start.at > went_on:
+                yield f"node {node} of run {run_id} started again after what follows it had begun"
 
 
 def repeated_nodes(evidence: Evidence) -> dict[tuple[uuid.UUID, str], int]:
@@ -260,36 +270,43 @@ def kills_are_recorded(evidence: Evidence) -> Iterator[str]:
 
 
 def attempts_are_explained(evidence: Evidence, slack: float) -> Iterator[str]:
-    """Number 8: outcome and cause of each row agree with what was done to its worker.
-
-    slack: seconds after a fault within which its consequences are recorded.
-    """
+    """Number 8: outcome and cause of each row are in the vocabulary, and agree with what was done."""
     for row in evidence.attempts:
         kinds = set(faults_of(evidence, row, slack))
-        allowed = EXPLANATIONS[row.outcome]
-        for word, needed in CAUSES.items():
-            if row.cause is not None and word in row.cause:
-                allowed = allowed & needed
-        if not kinds & allowed:
+        if not kinds & EXPLANATIONS.get((row.outcome, row.cause), frozenset()):
             what = f"{row.outcome}, cause {row.cause!r}, {_error(row)}"
             done = ", ".join(sorted(kinds)) or "nothing"
-            yield f"attempt {row.attempt} of run {row.run_id}: {what}; to its worker was done: {done}"
+            lasted = f"{row.started_at or row.ended_at:%H:%M:%S.%f} to {row.ended_at:%H:%M:%S.%f}"
+            yield (
+                f"attempt {row.attempt} of run {row.run_id}, {lasted}, worker {row.pid}: {what}; "
+                f"to its worker was done: {done}"
+            )
 
 
 def faults_of(evidence: Evidence, row: AttemptRow, slack: float) -> Iterator[Kind]:
-    """What was done to the worker of an attempt while it lasted, or up to `slack` seconds before its end."""
+    """What was done to an attempt's worker while it lasted, or up to `slack` seconds before it began.
+
+    slack: the lease. For so long a worker that cannot beat goes on claiming, where its claims get through.
+    """
     life = evidence.life_of(row.pid)
-    after = datetime.timedelta(seconds=slack)
+    began = row.started_at or row.ended_at
     for fault in evidence.faults:
-        began = row.started_at or row.ended_at
-        if _meets(fault, life) and fault.begins <= row.ended_at and fault.ends + after >= began:
-            yield fault.kind
+        lasted = fault.begins <= row.ended_at and fault.ends + datetime.timedelta(seconds=slack) >= began
+        kind = _kind_for(fault, row, life)
+        if lasted and kind is not None:
+            yield kind
 
 
-def _meets(fault: Fault, life: Life | None) -> bool:
-    if fault.pid is not None:
-        return life is not None and fault.pid == life.pid
-    return fault.slot is None or (life is not None and fault.slot == life.slot)
+def _kind_for(fault: Fault, row: AttemptRow, life: Life | None) -> Kind | None:
+    """What the fault was to the process that had the attempt; None if nothing."""
+    if fault.pid is None:
+        return fault.kind if fault.slot is None or (life and life.slot == fault.slot) else None
+    if life is None or life.pid != fault.pid:
+        return None
+    if row.pid == life.pid:
+        return fault.kind
+    # The child of a quarantine: it drains when its parent ends, and a frozen parent is nothing to it.
+    return None if fault.kind is Kind.FREEZE else Kind.TERM
 
 
 def workers_live_on(evidence: Evidence) -> Iterator[str]:

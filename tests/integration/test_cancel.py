@@ -24,16 +24,30 @@ GRAPHS = """
     class State(TypedDict):
         texts: Annotated[list[str], operator.add]
 
-    started, gate = threading.Event(), threading.Event()
-    finished = []
+    started, gate, stopped = threading.Event(), threading.Event(), threading.Event()
+    finished, refused = [], []
 
     async def first(state, runtime: Runtime):
-        if state["texts"][-1] == "slow":
-            started.set()
-            assert await asyncio.to_thread(gate.wait, 20)
-            finished.append("first")
-            await runtime.store.aput(("notes",), "n", {"by": "first"})
+        match state["texts"][-1]:
+            case "slow":
+                started.set()
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    stopped.set()
+            case "stubborn":
+                started.set()
+                await asyncio.shield(asyncio.ensure_future(go_on(runtime)))
         return {"texts": ["first"]}
+
+    async def go_on(runtime):
+        assert await asyncio.to_thread(gate.wait, 20)
+        try:
+            await runtime.store.aput(("notes",), "n", {"by": "first"})
+        except Exception as error:
+            refused.append(type(error).__name__)
+        finally:
+            stopped.set()
 
     def second(state):
         finished.append("second")
@@ -94,7 +108,7 @@ def test_the_only_run_of_a_thread_leaves_it_idle(
     assert (state.status, state.values) == ("idle", {})
 
 
-def test_a_running_run_writes_nothing_more(
+def test_a_running_run_is_stopped_at_once(
     worker: Any, enqueue: Callable[[str], Run], producer: Producer, admin: Any
 ) -> None:
     run = enqueue("slow")
@@ -105,25 +119,42 @@ def test_a_running_run_writes_nothing_more(
     cancelled = producer.cancel(run.id, tenant="acme")
     assert (cancelled.status, cancelled.attempt) == ("interrupted", 1)
     assert producer.state("acme", "t").status == "interrupted"
-    worker.graphs.gate.set()
 
+    assert worker.graphs.stopped.wait(1), "by Redis; the next heartbeat would find out later"
     with pytest.raises(LeaseLost):
         answer.result(20)
-    assert worker.graphs.finished == ["first"], "the second node is not begun"
+    assert worker.graphs.finished == [], "the second node is not begun"
     state = producer.state("acme", "t")
     assert (state.checkpoint_id, state.values) == (before, {"texts": ["slow"]})
-    assert admin.execute("select count(*) from store").fetchone() == (0,)
     assert producer.get(run.id, tenant="acme") == cancelled
-    assert admin.execute("select attempt, outcome, started_at is not null from attempts").fetchall() == [
-        (1, "cancelled", True)
-    ]
+    assert admin.execute(
+        "select attempt, outcome, cause, started_at is not null from attempts"
+    ).fetchall() == [(1, "cancelled", "on request", True)]
     assert admin.execute("select count(*) from dead_letters").fetchone() == (0,)
+
+
+def test_what_a_node_writes_that_goes_on_all_the_same_is_refused(
+    worker: Any, enqueue: Callable[[str], Run], producer: Producer, admin: Any
+) -> None:
+    run = enqueue("stubborn")
+    answer = worker.answer(run)
+    assert worker.graphs.started.wait(20)
+
+    producer.cancel(run.id, tenant="acme")
+    with pytest.raises(LeaseLost):
+        answer.result(20)
+    worker.graphs.gate.set()
+
+    assert worker.graphs.stopped.wait(20)
+    assert worker.graphs.refused == ["LeaseLost"]
+    assert admin.execute("select count(*) from store").fetchone() == (0,)
+    assert producer.state("acme", "t").values == {"texts": ["stubborn"]}
 
 
 def test_the_thread_of_a_cancelled_running_run_goes_on(
     worker: Any, enqueue: Callable[[str], Run], producer: Producer
 ) -> None:
-    run, following = enqueue("slow"), enqueue("quick")
+    run, following = enqueue("stubborn"), enqueue("quick")
     answer = worker.answer(run)
     assert worker.graphs.started.wait(20)
     worker.listen()
@@ -135,7 +166,7 @@ def test_the_thread_of_a_cancelled_running_run_goes_on(
     worker.graphs.gate.set()
     assert isinstance(answer.exception(20), LeaseLost)
     state = producer.state("acme", "t")
-    assert (state.status, state.values) == ("idle", {"texts": ["slow", "quick", "first", "second"]})
+    assert (state.status, state.values) == ("idle", {"texts": ["stubborn", "quick", "first", "second"]})
 
 
 def test_who_waits_for_a_cancelled_run_is_told(

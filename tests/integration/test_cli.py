@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import logging
 from collections.abc import Callable, Iterator
@@ -13,8 +14,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from threadmill.cli.main import app
+from threadmill.core.doorbell import Bell
 from threadmill.core.logs import configure_logs
 from threadmill.core.settings import Settings
+from threadmill.workers.executor import RunPostponed
 
 RUN = {
     "id", "tenant", "thread_id", "graph", "status", "seq", "attempt", "created_at", "started_at",
@@ -23,6 +26,11 @@ RUN = {
 DEAD_LETTER = {
     "id", "run_id", "tenant", "thread_id", "graph", "reason", "error", "node", "checkpoint_id", "replays",
     "status", "next_replay_at", "created_at",
+}  # fmt: skip
+
+ATTEMPT = {
+    "attempt", "outcome", "cause", "node", "checkpoint_id", "worker_id", "started_at", "ended_at",
+    "fenced_writes", "exception_type", "message", "traceback",
 }  # fmt: skip
 
 GRAPHS = """
@@ -43,8 +51,12 @@ GRAPHS = """
     async def ask(state):
         return {"words": [interrupt("which word?")]}
 
+    async def reach(state):
+        raise ConnectionError("nobody there")
+
     speaker = StateGraph(State).add_node("speak", speak).add_edge(START, "speak")
     asker = StateGraph(State).add_node("ask", ask).add_edge(START, "ask")
+    reacher = StateGraph(State).add_node("reach", reach).add_edge(START, "reach")
 """
 
 
@@ -103,6 +115,25 @@ def served(serve: Callable[..., None], start_local: Callable[..., Any]) -> Any:
     return worker
 
 
+@pytest.fixture
+def waiting(
+    serve: Callable[..., None],
+    start_local: Callable[..., Any],
+    ask: Callable[..., Any],
+    admin: psycopg.Connection[Any],
+) -> Any:
+    """A run of acme's that failed once and waits ten minutes for its retry, and one behind it."""
+    serve(GRAPHS, reacher={"retry_delay": 3600, "retry_delay_max": 3600})
+    worker = start_local(ring_again_after=60)
+    given = ["--tenant", "acme", "--thread", "t", "--input", '{"words": ["one"]}']
+    first, second = (ask("enqueue", "reacher", *given) for _ in range(2))
+    answer = worker.runtime.submit(worker.runtime.answer(Bell.of(first["id"], "acme", "t", "reacher")))
+    assert isinstance(answer.exception(timeout=20), RunPostponed)
+    worker.stop()
+    admin.execute("update runs set run_at = now() + interval '10 minutes' where id = %s", [first["id"]])
+    return first["id"], second["id"]
+
+
 def errors(result: Result) -> list[str]:
     """The errors on stderr, without the log lines of a worker in this process."""
     return [line for line in result.stderr.splitlines() if line.startswith("error: ")]
@@ -148,6 +179,96 @@ def test_a_run_that_fails_ends_the_waiting_command_with_1(
     assert "\x1b" not in shown
 
 
+def test_a_run_that_waits_for_its_retry_says_so_and_why(
+    waiting: tuple[str, str], run: Callable[..., Result], ask: Callable[..., Any]
+) -> None:
+    first, second = waiting
+
+    lines = run("runs", "show", first).stdout.splitlines()
+    facts = {line.split("  ")[0]: line for line in lines}
+    assert "pending" in facts["status"]
+    assert "for its retry, " in facts["waits"]
+    assert facts["waits"].rstrip().endswith("(in 10 min)")
+    assert "1, 1 of 3 spent" in facts["attempt"]
+    assert "ConnectionError: nobody there (in node reach)" in facts["error"]
+    assert any("failed" in line and "transient: ConnectionError" in line for line in lines)
+
+    behind = run("runs", "show", second).stdout
+    assert "for another run of its thread, which goes first" in behind
+    listed = {line.split()[0]: line for line in run("runs", "list").stdout.splitlines() if line.strip()}
+    assert "retry in 10 min" in listed[first]
+    assert "1/3" in listed[first]
+    assert "in 10 min" not in listed[second]
+    assert set(ask("runs", "show", first)) == RUN
+
+
+def test_what_is_known_of_a_runs_attempts_is_there_for_programs(
+    waiting: tuple[str, str], ask: Callable[..., Any]
+) -> None:
+    shown = ask("runs", "show", waiting[0], "--attempts")
+
+    assert set(shown) - RUN == {
+        "failures", "max_attempts", "worker_losses", "throttled", "waits_until", "attempts",
+    }  # fmt: skip
+    assert (shown["failures"], shown["max_attempts"], shown["worker_losses"]) == (1, 3, 0)
+    assert datetime.datetime.fromisoformat(shown["waits_until"]) > datetime.datetime.now(datetime.UTC)
+    (attempt,) = shown["attempts"]
+    assert set(attempt) == ATTEMPT
+    assert (attempt["attempt"], attempt["outcome"], attempt["node"]) == (1, "failed", "reach")
+    assert attempt["cause"] == "transient: ConnectionError"
+    assert attempt["exception_type"] == "ConnectionError"
+    assert attempt["fenced_writes"] == 0
+    assert "one" not in json.dumps(shown)  # what a user handed over is shown nowhere
+
+
+def test_a_thread_says_for_which_run_its_lane_waits(
+    waiting: tuple[str, str], run: Callable[..., Result], ask: Callable[..., Any]
+) -> None:
+    thread = ask("threads", "show", "t", "--tenant", "acme")
+
+    assert thread["waits_for"] == waiting[0]
+    assert thread["waits_until"] is not None
+    shown = run("threads", "show", "t", "--tenant", "acme").stdout
+    assert f"run {waiting[0]}, pending" in shown
+    assert "which waits for its retry, " in shown
+
+
+def test_what_a_run_waits_for_is_what_its_claim_waits_for(
+    waiting: tuple[str, str], run: Callable[..., Result], admin: psycopg.Connection[Any]
+) -> None:
+    first, _ = waiting
+
+    def waits() -> str:
+        """The lines of the fact, as one."""
+        shown = run("runs", "show", first).stdout
+        return shown[shown.index("waits") : shown.index("\nattempt")]
+
+    admin.execute("update runs set run_at = now()")
+    assert "for a worker that is free" in waits()
+    admin.execute("update runs set worker_losses = 2 where id = %s", [first])
+    assert "for a place to run alone" in waits()
+    assert "2; so it runs alone" in run("runs", "show", first).stdout
+    assert "alone" in run("runs", "list").stdout
+
+    admin.execute("insert into tenants (name, paused) values ('acme', true)")
+    admin.execute(
+        "insert into breakers (kind, name, graphs, failures, open_until, opened_at, reason) "
+        "values ('dependency', 'search', '{reacher}', 10, now() + interval '1 minute', now(), 'ConnectError')"
+    )
+    held = admin.execute(
+        "insert into dead_letters (id, run_id, tenant, thread_id, graph, reason, error, fingerprint) "
+        "select gen_random_uuid(), id, tenant, thread_id, graph, 'permanent', '{}', 'f' from runs "
+        "where id <> %s returning id",
+        [first],
+    ).fetchone()
+    assert held is not None
+    admin.execute("update threads set held_by = %s", [held[0]])
+    found = waits()
+    assert "for its tenant, which is paused" in found
+    assert "for the breaker of dependency search" in found
+    assert f"for dead letter {held[0]}, which holds its thread" in found
+
+
 def test_runs_come_in_pages_of_all_tenants_or_one(
     serve: Callable[..., None], start_local: Callable[..., Any], ask: Callable[..., Any]
 ) -> None:
@@ -180,6 +301,21 @@ def test_a_run_is_cancelled_without_naming_its_tenant(
     again = run("runs", "cancel", pending["id"])
     assert again.exit_code == 1
     assert "cannot be cancelled" in again.stderr
+
+
+def test_a_run_is_rolled_back_on_request(
+    serve: Callable[..., None], start_local: Callable[..., Any], run: Callable[..., Result],
+    ask: Callable[..., Any], enqueue: Callable[..., Any],
+) -> None:  # fmt: skip
+    serve(GRAPHS, speaker={})
+    start_local().stop()
+    pending = enqueue("speaker", "w")
+
+    unknown = run("runs", "cancel", pending["id"], "--action", "undo")
+    assert unknown.exit_code == 2
+    assert ask("runs", "show", pending["id"])["status"] == "pending"
+    done = ask("runs", "cancel", pending["id"], "--action", "rollback")
+    assert (done["status"], done["error"]["message"]) == ("interrupted", "rolled back on request")
 
 
 def test_bad_input_is_named_and_nothing_is_written(

@@ -606,7 +606,7 @@ def test_dead_letters_are_listed_by_page_and_by_what_they_are(worker: Any, bury:
     assert [letter.run_id for letter in desk.list(graph="strict")] == [runs[3].id, runs[1].id]
     assert [letter.run_id for letter in desk.list(tenant="acme", thread_id="chat-0")] == [runs[0].id]
     assert desk.list(tenant="globex") == desk.list(status="parked") == desk.list(reason="lost") == []
-    assert len(desk.list(status="waiting", reason="failed")) == 4
+    assert len(desk.list(status="waiting", reason="permanent")) == 4
     for wrong in ({"status": "gone"}, {"limit": 0}, {"limit": 1001}, {"after": "x"}):
         with pytest.raises(InvalidOption):
             desk.list(**wrong)  # type: ignore[arg-type]

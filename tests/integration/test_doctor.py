@@ -73,7 +73,7 @@ def test_a_fleet_in_order_is_found_in_order(settings: Settings) -> None:
 
     assert list(findings) == [
         "database", "roles", "migrations", "broker", "eviction policy", "workers", "graphs", "clock",
-        "dead letters", "held threads",
+        "breakers", "quarantine", "dead letters", "held threads",
     ]  # fmt: skip
     assert {finding.status for finding in findings.values()} == {"ok"}
     assert not any(finding.advice for finding in findings.values())
@@ -95,6 +95,7 @@ def test_nothing_that_answers_is_named_and_what_follows_is_not_checked(settings:
     unchecked = {name: f for name, f in findings.items() if name not in ("database", "broker")}
     assert all(finding.detail.startswith("not checked: ") for finding in unchecked.values())
     assert "hunter2" not in str(findings)
+    assert "workers take runs from the ledger" in str(findings["broker"].advice)
 
 
 def test_a_database_without_tables_is_to_be_migrated(settings: Settings, admin: Admin) -> None:
@@ -196,6 +197,85 @@ def test_a_lost_worker_that_holds_runs_is_named(settings: Settings, admin: Admin
 
     assert finding.status == "warn"
     assert "lost: box:42 (1 runs, silent 60 min)" in finding.detail
+    assert "the leader gives its runs to others within seconds" in str(finding.advice)
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_run_whose_worker_was_struck_off_is_named(settings: Settings, admin: Admin) -> None:
+    add_run(admin, "running")
+    admin.execute("update runs set worker_id = gen_random_uuid()")
+
+    finding = look(settings)["workers"]
+
+    assert finding.status == "warn"
+    assert finding.detail.endswith("lost: a worker that was struck off (1 runs)")
+
+
+@pytest.mark.usefixtures("worker")
+def test_without_any_worker_nobody_rescues(settings: Settings, admin: Admin) -> None:
+    add_run(admin, "running")
+    admin.execute("update workers set heartbeat_at = now() - interval '1 hour'")
+
+    finding = look(settings)["workers"]
+
+    assert (finding.status, finding.advice) == (
+        "fail",
+        "start `threadmill worker`; it rescues the lost one's runs, too",
+    )
+
+
+@pytest.mark.parametrize(
+    ("until", "waits", "status", "state"),
+    [
+        ("20 seconds", 0, "warn", "open for another 20 s"),
+        ("20 seconds", 1, "warn", "open for another 20 s"),
+        ("-5 seconds", 1, "warn", "half-open (3 runs at a time are let through)"),
+        ("-5 seconds", 0, "ok", "half-open (3 runs at a time are let through)"),
+    ],
+    ids=["open", "open, with a run behind it", "half-open, with a run behind it", "half-open"],
+)
+def test_a_breaker_is_named_with_what_it_holds_back(
+    settings: Settings, admin: Admin, until: str, waits: int, status: str, state: str
+) -> None:
+    admin.execute(
+        "insert into breakers (kind, name, graphs, failures, open_until, opened_at, reason) "
+        "values ('dependency', 'search', '{agent,chat}', 12, now() + %s::interval, "
+        "now() - interval '10 s', 'HTTPError')",
+        [until],
+    )
+    if waits:
+        add_run(admin)
+
+    finding = look(settings)["breakers"]
+
+    assert finding.status == status
+    assert finding.detail == (
+        f"dependency search is {state}; {waits} runs of agent, chat wait; "
+        "12 failures in a row, at last HTTPError, 10 s ago"
+    )
+    assert (finding.advice is None) == (status == "ok")
+
+
+def test_failures_in_a_row_that_opened_no_breaker_are_in_order(settings: Settings, admin: Admin) -> None:
+    admin.execute(
+        "insert into breakers (kind, name, graphs, failures) values ('graph', 'agent', '{agent}', 3)"
+    )
+
+    finding = look(settings)["breakers"]
+
+    assert (finding.status, finding.detail) == ("ok", "none is open")
+
+
+def test_a_run_that_has_cost_two_workers_is_named(settings: Settings, admin: Admin) -> None:
+    add_run(admin)
+    assert look(settings)["quarantine"].status == "ok"
+    admin.execute("update runs set worker_losses = 2")
+
+    finding = look(settings)["quarantine"]
+
+    assert finding.status == "warn"
+    assert finding.detail.startswith("1 runs have cost 2 workers each and run alone: ")
+    assert "one loss more makes it a dead letter" in str(finding.advice)
 
 
 def test_a_clock_that_is_off_is_named(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -238,7 +238,10 @@ def test_it_does_not_ring_for_what_could_not_start(
     enqueue(1, thread_id="done")
     admin.execute("update runs set dispatched_at = null")
     for statement in (
-        "update runs set status = 'running' where thread_id = 'running'",
+        "insert into workers (id, host, pid, queues, concurrency, versions)"
+        " values (gen_random_uuid(), 'h', 1, '{}', 1, '{}')",
+        "update runs set status = 'running', worker_id = (select id from workers where host = 'h')"
+        " where thread_id = 'running'",
         "update runs set run_at = now() + interval '1 h' where thread_id = 'later'",
         "update threads set held_by = gen_random_uuid() where thread_id = 'held'",
         "insert into tenants (name, paused) values ('paused', true)",

@@ -18,12 +18,26 @@ from threadmill.core.transitions import (
     bury,
     cancel,
     claim,
+    expire,
     expire_outputs,
+    expired_runs,
     find_by_idempotency_key,
+    finished_threads,
+    forget_question,
+    hold_thread,
     insert_runs,
     lock_thread,
+    open_breakers,
+    prune_thread,
+    remove_runs,
+    requeue,
     ring_again,
+    roll_back,
+    runs_of_worker,
+    runs_without_worker,
     succeed,
+    supersede,
+    trip,
 )
 from threadmill.dlq.replay_worker import _WAITING
 from threadmill.producers import queries
@@ -44,6 +58,21 @@ FILL = """
         from generate_series(0, 49999) n;
     insert into runs (id, tenant, thread_id, seq, graph)
         select gen_random_uuid(), 'deep', 'deep', n, 'g' from generate_series(1, 300) n;
+    update runs set deadline = now() + interval '1 h' where id > lpad(to_hex(40000), 32, '0')::uuid
+        and status = 'pending';
+    insert into workers (id, host, pid, queues, concurrency, versions)
+        select lpad(to_hex(n), 32, '0')::uuid, 'h', n, '{}', 1, '{}' from generate_series(1, 20) n;
+    update runs set worker_id = lpad(to_hex(seq % 20 + 1), 32, '0')::uuid where status = 'running';
+    insert into breakers (kind, name, graphs, failures)
+        select 'dependency', 'd' || n, array['g'], 1 from generate_series(1, 20) n;
+    insert into checkpoints (thread_id, checkpoint_id, checkpoint, metadata)
+        select 't' || n % 500 || ':th' || n % 5000, lpad(n::text, 8, '0'), '{"v": 4, "channel_versions": {}}',
+            jsonb_build_object('run_id', lpad(to_hex(n), 32, '0')::uuid)
+        from generate_series(0, 49999) n;
+    insert into checkpoint_writes (thread_id, checkpoint_id, task_id, idx, channel, blob)
+        select thread_id, checkpoint_id, 't', 0, 'c', '' from checkpoints;
+    insert into checkpoint_blobs (thread_id, channel, version, type)
+        select thread_id, 'c', checkpoint_id, 'null' from checkpoints;
     insert into dead_letters (id, run_id, tenant, thread_id, graph, reason, error, fingerprint, status,
             next_replay_at)
         select id, id, tenant, thread_id, 'g', 'failed', '{}', 'f',
@@ -79,7 +108,10 @@ def explain(settings: Settings, admin: Any) -> Iterator[Any]:
 
 
 def nodes(plan: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    yield plan["Node Type"], plan.get("Index Name") or plan.get("Relation Name") or ""
+    kind, name = plan["Node Type"], plan.get("Index Name") or plan.get("Relation Name") or ""
+    if name.startswith("checkpoint") and "Index" in kind and "thread_id" not in plan.get("Index Cond", ""):
+        kind = "Index Scan of all threads"
+    yield kind, name
     for part in plan.get("Plans", []):
         yield from nodes(part)
 
@@ -96,13 +128,16 @@ def page(**options: Any) -> Executable:
     return of_batch(queries.list_runs("t1", **{**everything, **options}))
 
 
+LARGE = {"threads", "runs", "dead_letters", "checkpoints", "checkpoint_blobs", "checkpoint_writes"}
 END = {"run_id": RUN, "attempt": 1, "checkpoint_id": "c", "next_nodes": []}
-FAILURE = {
-    **dict.fromkeys(("reason", "node", "exception_type", "message", "traceback", "fingerprint"), "x"),
-    "letter_id": RUN,
+RECORD = {
+    **dict.fromkeys(("cause", "node", "exception_type", "message", "traceback"), "x"),
     "error": {},
-    "hold": False,
+    "spent": 1,
+    "lost": 0,
 }
+FAILURE = {**RECORD, "reason": "x", "fingerprint": "x", "letter_id": RUN, "hold": False}
+THREAD = {**LANE, "key": "t1:th1"}
 
 
 def test_the_hot_statements_use_their_indexes(explain: Any) -> None:
@@ -117,18 +152,61 @@ def test_the_hot_statements_use_their_indexes(explain: Any) -> None:
         "lock_thread": (lock_thread(), LANE, None, {"threads_pkey"}),
         "claim": (
             claim(),
-            {**LANE, "run_id": RUN, "worker_id": RUN, "graph_version": "1"},
+            {**LANE, "run_id": RUN, "worker_id": RUN, "graph_version": "1", "alone": False},
             None,
-            {"runs_unfinished_idx", "threads_pkey", "runs_one_running_per_thread"},
+            {"runs_unfinished_idx", "threads_pkey", "runs_one_running_per_thread", "workers_pkey"},
         ),
         "succeed": (
             succeed(),
-            {**END, "output": {}, "thread_status": "idle", "interrupts": None},
+            {**END, "output": {}, "thread_status": "idle", "interrupts": None, "dependencies": ["d1"]},
             None,
             {"runs_pkey", "dead_letters_run_id_key", "threads_pkey", *pending},
         ),
+        "requeue": (
+            requeue("failed"),
+            {**END, **RECORD, "delay": 1.0, "waits": 0.0},
+            None,
+            {"runs_pkey"},
+        ),
+        "expire": (expire(), {**END, **FAILURE}, None, {"runs_pkey", "threads_pkey", *pending}),
         "bury": (bury(), {**END, **FAILURE}, None, {"runs_pkey", "threads_pkey", *pending}),
-        "cancel": (cancel(), {"run_id": RUN, "error": {}}, "t1", {"runs_pkey", "threads_pkey", *pending}),
+        "cancel": (
+            cancel(),
+            {"run_id": RUN, "action": "rollback", "error": {}, "cause": "x"},
+            "t1",
+            {
+                "runs_pkey",
+                "threads_pkey",
+                "runs_tenant_thread_id_seq_key",
+                "dead_letters_run_id_key",
+                *pending,
+            },
+        ),
+        "supersede": (
+            supersede(),
+            {
+                "the_tenant": "t1",
+                "thread_ids": ["th1"],
+                "actions": ["rollback"],
+                "keys": ["k"],
+                "errors": ["{}"],
+                "causes": ["x"],
+            },
+            "t1",
+            {"runs_pkey", "runs_idempotency_key", "threads_pkey", "dead_letters_run_id_key", *pending},
+        ),
+        "roll_back": (
+            roll_back(),
+            THREAD,
+            "t1",
+            {"checkpoints_pkey", "checkpoint_writes_pkey", "checkpoint_blobs_pkey"},
+        ),
+        "forget_question": (
+            forget_question(),
+            THREAD,
+            "t1",
+            {"checkpoints_pkey", "checkpoint_writes_pkey", "threads_pkey"},
+        ),
         "ring_again": (
             ring_again(),
             {"limit": 1000, "patience": 5.0},
@@ -146,14 +224,50 @@ def test_the_hot_statements_use_their_indexes(explain: Any) -> None:
             {"runs_idempotency_key"},
         ),
         "the replay worker's look": (_WAITING, {}, None, {"dead_letters_due_idx"}),
+        "runs_of_worker": (runs_of_worker(), {"worker_id": RUN}, None, {"runs_worker_idx"}),
+        "runs_without_worker": (runs_without_worker(), {"limit": 500}, None, {"runs_worker_idx"}),
+        "expired_runs": (expired_runs(), {"limit": 500}, None, {"runs_deadline_idx"}),
+        "trip": (
+            trip(),
+            {"kind": "graph", "name": "g", "graph": "g", "threshold": 3, "cooldown": 1.0, "reason": "x"},
+            None,
+            set(),
+        ),
+        "open_breakers": (open_breakers(), {}, None, set()),
         "expire_outputs": (expire_outputs(), {"ttl": 86400.0, "limit": 1000}, None, {"runs_pkey"}),
+        "remove_runs": (
+            remove_runs(),
+            {"after": None, "ttl": 60.0, "limit": 200},
+            None,
+            {"runs_finished_idx", "runs_pkey", "dead_letters_run_id_key"},
+        ),
+        "finished_threads": (
+            finished_threads(),
+            {"graph": "g", "after": None, "ttl": 60.0, "limit": 200},
+            None,
+            {"runs_finished_idx"},
+        ),
+        "hold_thread": (hold_thread(), LANE, None, {"threads_pkey"}),
+        "prune_thread": (
+            prune_thread(),
+            {**THREAD, "ttl": 0.0},
+            None,
+            {
+                "runs_tenant_thread_id_seq_key",
+                "dead_letters_run_id_key",
+                "checkpoints_pkey",
+                "checkpoint_writes_pkey",
+                "checkpoint_blobs_pkey",
+            },
+        ),
     }
 
     for name, (statement, parameters, tenant, expected) in statements.items():
         plan = explain(statement, parameters, tenant)
         indexes = {index for kind, index in plan if "Index" in kind}
-        scanned = {table for kind, table in plan if kind == "Seq Scan"} & {"runs", "dead_letters"}
+        scanned = {table for kind, table in plan if kind == "Seq Scan"} & LARGE
         assert scanned == set(), f"{name} reads a whole table: {plan}"
+        assert "Index Scan of all threads" not in {kind for kind, _ in plan}, f"{name}: {plan}"
         assert expected <= indexes, f"{name}: {plan}"
 
 

@@ -23,7 +23,7 @@ CHECKPOINT_TABLES = ("checkpoints", "checkpoint_blobs", "checkpoint_writes")
 LANGGRAPH_TABLES = (*CHECKPOINT_TABLES, "store")
 # The ledger's tables of which a tenant-bound transaction sees its own rows, and those that it cannot read.
 TENANT_TABLES = ("threads", "runs", "attempts", "dead_letters")
-FLEET_TABLES = ("crons", "workers", "tenants", "api_keys")
+FLEET_TABLES = ("crons", "workers", "tenants", "api_keys", "breakers")
 # What holds no tenant's data. Every other table has row-level security.
 WITHOUT_TENANTS = {"revisions", "graphs", "checkpoint_migrations", "store_migrations"}
 
@@ -49,6 +49,7 @@ INSERTS = {
     "workers": "insert into workers (id, host, pid, queues, concurrency, versions)"
     " values (gen_random_uuid(), 'h', 1, '{}', 1, '{}')",
     "tenants": "insert into tenants (name) values (%(tenant)s)",
+    "breakers": "insert into breakers (kind, name, graphs) values ('graph', %(tenant)s, '{}')",
     "api_keys": "insert into api_keys (id, tenant, name, key_hash)"
     " values (gen_random_uuid(), %(tenant)s, 'n', convert_to(%(tenant)s, 'UTF8'))",
 }
@@ -301,15 +302,46 @@ def test_the_tenant_bound_role_knows_nothing_of_the_fleet(rows: None, tenant_bou
                 tenant_bound.execute(statement, values("acme") if statement == INSERTS[table] else None)
 
 
-def test_the_tenant_bound_role_reads_its_own_checkpoints_and_writes_none(
+def test_the_tenant_bound_role_reads_its_own_checkpoints_and_may_take_them_back(
+    rows: None, tenant_bound: Connection, admin: Connection
+) -> None:
+    bind(tenant_bound, "acme")
+    for table in CHECKPOINT_TABLES:
+        assert count(tenant_bound, table) == 1
+        for statement in (
+            INSERTS[table],
+            f"update {table} set thread_id = thread_id",
+            f"update {table} set checkpoint_ns = 'x'",
+        ):
+            with pytest.raises(InsufficientPrivilege, match="permission denied"):
+                tenant_bound.execute(statement, values("acme", "new") if "insert" in statement else None)
+        theirs = (values("globex")["key"],)
+        assert tenant_bound.execute(f"delete from {table} where thread_id = %s", theirs).rowcount == 0
+        assert tenant_bound.execute(f"delete from {table}").rowcount == 1
+        assert admin.execute(f"select thread_id from {table}").fetchall() == [theirs]
+
+
+def test_what_it_may_put_back_of_a_pending_write_is_its_own_tenants(
+    rows: None, tenant_bound: Connection, admin: Connection
+) -> None:
+    before = admin.execute("select * from checkpoint_writes order by thread_id").fetchall()
+    bind(tenant_bound, "acme")
+
+    back = "update checkpoint_writes set run_id = replaced_run_id, type = replaced_type"
+    assert tenant_bound.execute(f"{back} where thread_id = %s", (values("globex")["key"],)).rowcount == 0
+    assert tenant_bound.execute(back).rowcount == 1
+
+    assert admin.execute("select * from checkpoint_writes order by thread_id").fetchall() == before
+
+
+def test_the_tenant_bound_role_reads_its_own_items_and_writes_none(
     rows: None, tenant_bound: Connection
 ) -> None:
     bind(tenant_bound, "acme")
-    for table in LANGGRAPH_TABLES:
-        assert count(tenant_bound, table) == 1
-        for statement in (INSERTS[table], f"delete from {table}"):
-            with pytest.raises(InsufficientPrivilege, match="permission denied"):
-                tenant_bound.execute(statement, values("acme", "new") if "insert" in statement else None)
+    assert count(tenant_bound, "store") == 1
+    for statement in (INSERTS["store"], "update store set key = key", "delete from store"):
+        with pytest.raises(InsufficientPrivilege, match="permission denied"):
+            tenant_bound.execute(statement, values("acme", "new") if "insert" in statement else None)
 
 
 def test_nobody_changes_the_revision_and_a_tenant_announces_no_graph(fleet: Connection) -> None:

@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from threadmill.cli import demo
-from threadmill.cli.demo_verdict import Attempt, Check, Evidence, Question, Sight, judge
+from threadmill.cli.demo_verdict import Accident, Attempt, Check, Evidence, Question, Sight, judge
 from threadmill.cli.demo_view import verdict_view
 from threadmill.dlq import DeadLetter
 from threadmill.producers import Run
@@ -57,13 +57,13 @@ def letter_of(question: Question) -> DeadLetter:
         tenant=question.tenant,
         thread_id=question.thread_id,
         graph="librarian",
-        reason="failed",
+        reason="exhausted",
         error=RunError("HTTPStatusError", "503", "cite"),
         traceback=None,
         node="cite",
         checkpoint_id=None,
         fingerprint="",
-        replays=2,
+        replays=1,
         replay_mode="resume",
         status="resolved",
         next_replay_at=None,
@@ -76,9 +76,20 @@ def turn_of(question: Question) -> dict[str, Any]:
     return {"question": question.text, "citations": [{"module": module} for module in question.modules]}
 
 
+def made_before(attempt: Attempt, number: int, outcome: str) -> Attempt:
+    """An earlier attempt of the same run, which was over in time."""
+    began = attempt.started_at - datetime.timedelta(seconds=0.4 - 0.1 * number)
+    ended = began + datetime.timedelta(seconds=0.05)
+    return attempt._replace(number=number, outcome=outcome, started_at=began, ended_at=ended)
+
+
 @pytest.fixture
 def evidence() -> Evidence:
-    """Two tenants with two threads of three questions each, of which one run failed at first."""
+    """Two tenants with two threads of three questions each.
+
+    One run failed, was replayed, failed for a moment and was retried; another was under way on a worker that
+    was killed.
+    """
     asked = [
         (Question(f"{tenant}/{thread}/{n}", tenant, thread, f"{tenant} {thread} {n}?", frozenset({"csv"})), n)
         for tenant in TENANTS
@@ -87,14 +98,21 @@ def evidence() -> Evidence:
     ]
     questions = [question for question, _ in asked]
     runs = [run_of(question, seq) for question, seq in asked]
-    attempts = [Attempt(q.run_id, q.place, seq, after(seq), after(seq + 0.5)) for q, seq in asked]
-    runs[1] = replace(runs[1], attempt=2)
-    attempts.append(Attempt(questions[1].run_id, questions[1].place, 2, after(1.6), after(1.9)))
+    attempts = [
+        Attempt(q.run_id, q.place, seq, after(seq), after(seq + 0.5), 1, "success") for q, seq in asked
+    ]
+    runs[1] = replace(runs[1], attempt=3)
+    attempts[1] = attempts[1]._replace(number=3)
+    attempts += [made_before(attempts[1], 1, "failed"), made_before(attempts[1], 2, "failed")]
+    runs[3] = replace(runs[3], attempt=2)
+    attempts[3] = attempts[3]._replace(number=2)
+    attempts.append(made_before(attempts[3], 1, "lost"))
     return Evidence(
         questions=questions,
         runs=runs,
         attempts=attempts,
         letters=[letter_of(questions[1])],
+        accident=Accident("worker-1", after(0.75), [(questions[3].run_id, 1)]),
         turns={
             (tenant, thread): [turn_of(q) for q in questions if q.place == (tenant, thread)]
             for tenant in TENANTS
@@ -129,9 +147,11 @@ def test_what_went_well_holds_and_says_its_figures(evidence: Evidence) -> None:
         "None was lost": "12 enqueued, 12 finished, 12 in a state",
         "None is in a state twice": "12 turns in 4 threads, 0 doubled",
         "The order was kept": "4 threads, 0 out of order",
-        "One attempt at a time": "13 attempts, 0 overlaps",
+        "One attempt at a time": "15 attempts, 0 overlaps",
         "Tenants are isolated": "12 own rows seen, 0 foreign; 2 shared ids",
-        "Dead letters are resolved": "1 appeared, 1 resolved, by 2 replays",
+        "What failed was tried again": "2 attempts failed: 1 retried, 1 buried",
+        "Dead letters are resolved": "1 appeared, 1 resolved, by 1 replays",
+        "A killed worker cost nothing": "worker-1 died with 1 runs, 1 went on elsewhere within 0.2 s",
         "Answers are right": "12 of 12; 12 did not name their module",
     }
 
@@ -168,12 +188,14 @@ def test_a_run_that_left_nothing_in_the_state_is_lost(evidence: Evidence) -> Non
 
 
 def test_an_empty_ledger_is_no_success(evidence: Evidence) -> None:
-    nothing = Evidence(questions=[], runs=[], attempts=[], letters=[], turns={}, sights=[])
+    nothing = Evidence(questions=[], runs=[], attempts=[], letters=[], turns={}, sights=[], accident=None)
 
     assert list(failed(nothing)) == [
         "Every run succeeded",
         "Tenants are isolated",
+        "What failed was tried again",
         "Dead letters are resolved",
+        "A killed worker cost nothing",
     ]
 
 
@@ -215,7 +237,7 @@ def test_a_run_that_started_before_the_one_ahead_of_it_fails(evidence: Evidence)
 
 
 def test_attempts_that_overlap_on_one_thread_fail(evidence: Evidence) -> None:
-    long = evidence.attempts[0]._replace(ended_at=after(1.7))
+    long = evidence.attempts[0]._replace(ended_at=after(1.75))
     broken = replace(evidence, attempts=[long, *evidence.attempts[1:]])
 
     assert failed(broken) == {
@@ -230,7 +252,7 @@ def test_every_attempt_that_falls_into_a_long_one_is_named(evidence: Evidence) -
     long = first._replace(ended_at=after(9))
     broken = replace(evidence, attempts=[long, second, third, *evidence.attempts[3:]])
 
-    assert len(failed(broken)["One attempt at a time"]) == 3
+    assert len(failed(broken)["One attempt at a time"]) == 4
 
 
 def test_an_attempt_that_left_no_record_fails(evidence: Evidence) -> None:
@@ -277,7 +299,41 @@ def test_a_dead_letter_that_is_not_resolved_fails(status: str, evidence: Evidenc
 
 
 def test_an_outage_that_nobody_felt_shows_nothing(evidence: Evidence) -> None:
-    assert list(failed(replace(evidence, letters=[]))) == ["Dead letters are resolved"]
+    unharmed = [attempt for attempt in evidence.attempts if attempt.outcome != "failed"]
+
+    faults = failed(replace(evidence, letters=[], attempts=unharmed))
+
+    assert faults["Dead letters are resolved"] == ("the outage made no dead letter, so nothing was shown",)
+    assert faults["What failed was tried again"] == ("the outage failed no attempt, so nothing was shown",)
+
+
+def test_an_attempt_that_failed_and_was_the_last_fails(evidence: Evidence) -> None:
+    broken = with_run(evidence, 1, status="error")
+
+    assert failed(broken)["What failed was tried again"] == (
+        "attempt 1 of run acme/conversation-1/2 failed, and none after it succeeded",
+        "attempt 2 of run acme/conversation-1/2 failed, and none after it succeeded",
+    )
+
+
+def test_a_worker_that_held_nothing_when_it_was_killed_shows_nothing(evidence: Evidence) -> None:
+    assert evidence.accident is not None
+    idle = replace(evidence, accident=evidence.accident._replace(held=[]))
+
+    assert failed(idle) == {"A killed worker cost nothing": ("worker-1 held no run, so nothing was shown",)}
+
+
+def test_a_run_that_went_down_with_its_worker_fails(evidence: Evidence) -> None:
+    run_id = "acme/conversation-2/1"
+    without = [a for a in evidence.attempts if (a.run_id, a.number) != (run_id, 2)]
+    forgotten = [a for a in evidence.attempts if a.outcome != "lost"]
+
+    assert failed(replace(evidence, attempts=without))["A killed worker cost nothing"] == (
+        f"run {run_id}, which worker-1 held, did not go on elsewhere",
+    )
+    assert failed(replace(evidence, attempts=forgotten))["A killed worker cost nothing"] == (
+        f"attempt 1 of run {run_id}, which worker-1 held, is not lost",
+    )
 
 
 @pytest.mark.parametrize("modules", [[], ["json"], ["csv", "json"]])

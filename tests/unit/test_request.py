@@ -90,7 +90,7 @@ def command(**fields: Any) -> dict[str, Any]:
             "durability='sometimes': must be one of sync, async, exit",
         ),
         ({"durability": []}, InvalidOption, "durability=[]: must be one of"),
-        ({"multitask_strategy": "rollback"}, InvalidOption, "multitask_strategy='rollback': must be one of"),
+        ({"multitask_strategy": "queue"}, InvalidOption, "multitask_strategy='queue': must be one of"),
         ({"multitask_strategy": None}, InvalidOption, "multitask_strategy=None: must be one of"),
         ({"idempotency_key": ""}, InvalidOption, "idempotency_key='': must be 1 to 255"),
         ({"idempotency_key": "k" * 256}, InvalidOption, "idempotency_key='kkk"),

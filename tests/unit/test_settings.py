@@ -63,6 +63,18 @@ def test_every_impossible_value_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
     assert names == {"log_level", "concurrency", "pool_size"}
 
 
+@pytest.mark.parametrize("name", ["run_ttl", "max_pending", "max_pending_per_tenant"])
+def test_a_bound_is_taken_away_by_the_word_none(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    for word in ("none", "None"):
+        monkeypatch.setenv(f"THREADMILL_{name.upper()}", word)
+        assert getattr(Settings(), name) is None
+    monkeypatch.setenv(f"THREADMILL_{name.upper()}", "7")
+    assert getattr(Settings(), name) == 7
+    monkeypatch.setenv(f"THREADMILL_{name.upper()}", "0")
+    with pytest.raises(SettingsInvalid, match=name):
+        Settings()
+
+
 def test_a_heartbeat_must_fit_into_its_timeout() -> None:
     with pytest.raises(SettingsInvalid, match="heartbeat_interval 6 s must be shorter than"):
         Settings(heartbeat_interval=6, heartbeat_timeout=6)

@@ -5,15 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
 
 import psycopg
-from psycopg.rows import DictRow
 from redis.exceptions import RedisError
 
 from threadmill.cli.broker import broker_address, check_broker
-from threadmill.cli.output import span
+from threadmill.cli.finding import Connection, Finding, one_row, some
+from threadmill.cli.fleet_checks import (
+    find_breakers,
+    find_dead_letters,
+    find_graphs,
+    find_held_threads,
+    find_quarantine,
+    find_workers,
+)
 from threadmill.core.database import FLEET_ROLE, TENANT_ROLE, address, check_revision, connect
 from threadmill.core.errors import BrokerUnavailable, DatabaseNotMigrated, SettingsInvalid, Unavailable
 from threadmill.core.models import SCHEMA
@@ -21,30 +26,12 @@ from threadmill.core.notice import connect_redis
 from threadmill.core.revision import REVISION
 from threadmill.core.settings import Settings
 
-Connection = psycopg.Connection[DictRow]
-Status = Literal["ok", "warn", "fail"]
-
 # Tables that hold nothing of any tenant's.
 UNGUARDED = ["revisions", "graphs", "checkpoint_migrations", "store_migrations"]
 LANGGRAPH_TABLES = ("checkpoints", "checkpoint_blobs", "checkpoint_writes", "store")
 MAX_SKEW = 1.0
-SHOWN = 5
 
 _UPGRADE = "run `threadmill db upgrade` as the role that owns the tables"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What one check found. advice: what to do about it; None where nothing is to be done."""
-
-    name: str
-    status: Status
-    detail: str
-    advice: str | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """The finding as JSON values."""
-        return asdict(self)
 
 
 class Checkup:
@@ -84,14 +71,17 @@ class Checkup:
             broker = self._broker()
             yield broker
             yield self._eviction_policy(answers=broker.status == "ok")
-            yield _checked("workers", self._workers, fleet, missing)
-            yield _checked("graphs", _graphs, fleet, missing)
+            patience = self._settings.heartbeat_timeout
+            yield _checked("workers", lambda found: find_workers(found, patience), fleet, missing)
+            yield _checked("graphs", find_graphs, fleet, missing)
             yield _checked("clock", _clock, login)
-            yield _checked("dead letters", _dead_letters, fleet, missing)
-            yield _checked("held threads", _held_threads, fleet, missing)
+            yield _checked("breakers", find_breakers, fleet, missing)
+            yield _checked("quarantine", find_quarantine, fleet, missing)
+            yield _checked("dead letters", find_dead_letters, fleet, missing)
+            yield _checked("held threads", find_held_threads, fleet, missing)
 
     def _database(self, login: Connection) -> Finding:
-        row = _row(login, "select current_setting('server_version') as version")
+        row = one_row(login, "select current_setting('server_version') as version")
         where = address(self._settings.database_url)
         return Finding("database", "ok", f"PostgreSQL {row['version']} at {where} answers")
 
@@ -125,14 +115,14 @@ class Checkup:
             return Finding(
                 "roles",
                 "fail",
-                f"row-level security does not bind the owner of {_some(owned)}",
+                f"row-level security does not bind the owner of {some(owned)}",
                 f"alter table {SCHEMA}.{owned[0]} owner to another role",
             )
         if bare := sorted(t["name"] for t in tables if not t["guarded"] and t["name"] not in UNGUARDED):
             return Finding(
                 "roles",
                 "fail",
-                f"row-level security is off on {_some(bare)}",
+                f"row-level security is off on {some(bare)}",
                 f"alter table {SCHEMA}.{bare[0]} enable row level security",
             )
         owners = {table["owner"] for table in tables}
@@ -141,7 +131,7 @@ class Checkup:
 
     def _login(self, login: Connection, owners: set[str], bound: str) -> Finding:
         """Who logs in: a member of the fleet's role, and better nothing more."""
-        row = _row(
+        row = one_row(
             login,
             "select rolname as name, rolsuper, rolbypassrls, pg_has_role(oid, %s, 'member') as member "
             "from pg_roles where rolname = session_user",
@@ -172,7 +162,8 @@ class Checkup:
                 "broker",
                 "fail",
                 str(error),
-                "start it, or mend THREADMILL_BROKER_URL; until then runs are kept, and wait",
+                "start it, or mend THREADMILL_BROKER_URL; until then nothing is lost: workers take runs from "
+                "the ledger, up to a few seconds later, and only Flower sees nothing",
             )
         return Finding("broker", "ok", f"{broker_address(self._settings)} answers")
 
@@ -202,38 +193,6 @@ class Checkup:
             )
         return Finding(name, "ok", "maxmemory-policy is noeviction")
 
-    def _workers(self, fleet: Connection) -> Finding:
-        workers = fleet.execute(
-            "select host, pid, concurrency, extract(epoch from now() - heartbeat_at)::float8 as silent, "
-            "(select count(*) from runs where worker_id = workers.id and status = 'running') as running "
-            "from workers order by host, pid"
-        ).fetchall()
-        waiting = _row(
-            fleet,
-            "select count(*) as n from runs where status = 'pending' and run_at <= now()",
-        )["n"]
-        alive = [w for w in workers if w["silent"] < self._settings.heartbeat_timeout]
-        lost = [w for w in workers if w not in alive and w["running"]]
-        if not alive:
-            status: Status = "fail" if waiting else "warn"
-            return Finding(
-                "workers", status, f"none is alive, {waiting} runs wait", "start `threadmill worker`"
-            )
-        shown = _some(
-            [f"{w['host']}:{w['pid']} ({w['running']} of {w['concurrency']} running)" for w in alive]
-        )
-        if lost:
-            gone = _some(
-                [f"{w['host']}:{w['pid']} ({w['running']} runs, silent {span(w['silent'])})" for w in lost]
-            )
-            return Finding(
-                "workers",
-                "warn",
-                f"{len(alive)} alive: {shown}; lost: {gone}",
-                "see `threadmill runs list --status running`",
-            )
-        return Finding("workers", "ok", f"{len(alive)} alive: {shown}; {waiting} runs wait")
-
 
 def _stand(error: DatabaseNotMigrated) -> str:
     at = f"is at revision {error.found}" if error.found else "holds no Threadmill tables"
@@ -241,7 +200,7 @@ def _stand(error: DatabaseNotMigrated) -> str:
 
 
 def _migrations(fleet: Connection) -> Finding:
-    found = _row(
+    found = one_row(
         fleet,
         "select array_agg(name order by name) as missing from unnest(%s::text[]) as name "
         "where to_regclass(name) is null",
@@ -257,21 +216,9 @@ def _migrations(fleet: Connection) -> Finding:
     return Finding("migrations", "ok", f"the tables are at revision {REVISION}")
 
 
-def _graphs(fleet: Connection) -> Finding:
-    names = [row["name"] for row in fleet.execute("select name from graphs order by name")]
-    if not names:
-        return Finding(
-            "graphs",
-            "warn",
-            "none is announced, so nothing can be enqueued",
-            "start `threadmill worker` where langgraph.json is; `threadmill graphs check` says what it holds",
-        )
-    return Finding("graphs", "ok", f"announced: {_some(names)}")
-
-
 def _clock(login: Connection) -> Finding:
     before = time.time()
-    theirs = _row(login, "select extract(epoch from clock_timestamp())::float8 as now")["now"]
+    theirs = one_row(login, "select extract(epoch from clock_timestamp())::float8 as now")["now"]
     skew = theirs - (before + time.time()) / 2
     if abs(skew) > MAX_SKEW:
         return Finding(
@@ -281,48 +228,6 @@ def _clock(login: Connection) -> Finding:
             "set both by NTP: times are judged by the database's clock",
         )
     return Finding("clock", "ok", f"{abs(skew) * 1000:.0f} ms between this machine and the database")
-
-
-def _dead_letters(fleet: Connection) -> Finding:
-    row = _row(
-        fleet,
-        "select count(*) filter (where status = 'waiting') as waiting, "
-        "count(*) filter (where status = 'parked') as parked, "
-        "count(*) filter (where status = 'waiting' "
-        "and coalesce(next_replay_at, updated_at) < now() - interval '1 minute') as overdue "
-        "from dead_letters",
-    )
-    detail = f"{row['waiting']} waiting, {row['parked']} parked"
-    if row["overdue"]:
-        return Finding(
-            "dead letters",
-            "warn",
-            f"{detail}; {row['overdue']} are overdue for replay",
-            "start the replay worker, `threadmill dlq drain`",
-        )
-    if row["parked"]:
-        return Finding(
-            "dead letters",
-            "warn",
-            detail,
-            "see `threadmill dlq list --status parked`, mend the cause, then replay or discard",
-        )
-    return Finding("dead letters", "ok", detail)
-
-
-def _held_threads(fleet: Connection) -> Finding:
-    rows = fleet.execute(
-        "select tenant, thread_id from threads where held_by is not null order by 1, 2"
-    ).fetchall()
-    names = [f"{row['tenant']}/{row['thread_id']}" for row in rows]
-    if names:
-        return Finding(
-            "held threads",
-            "warn",
-            f"{len(names)} held by a dead letter: {_some(names)}",
-            "see `threadmill threads list --held`; replaying or discarding the dead letter lets them go",
-        )
-    return Finding("held threads", "ok", "none is held by a dead letter")
 
 
 def _checked(
@@ -342,14 +247,3 @@ def _checked(
 
 def _unchecked(name: str, missing: str) -> Finding:
     return Finding(name, "warn", f"not checked: {missing}")
-
-
-def _row(connection: Connection, query: str, *values: object) -> DictRow:
-    row = connection.execute(query, values).fetchone()
-    assert row is not None
-    return row
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more

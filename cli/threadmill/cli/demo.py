@@ -1,10 +1,11 @@
-"""`threadmill demo`: a fleet, three tenants, 300 questions, a dependency that fails, and a verdict.
+"""`threadmill demo`: a fleet, three tenants, 300 questions, an outage, a worker killed, and a verdict.
 
 Thirty conversations of ten turns are enqueued at once. Each is a thread; most questions can only be
 understood with the turns before them, so order and state matter. A quarter of the way the catalogue that the
-graph calls goes down: on every thread the next run becomes a dead letter, which holds the thread, and the
-replay worker tries it until the catalogue is back. What then stands in the ledger and in the checkpoints is
-judged.
+graph calls goes down: on every thread the next run fails, and its breaker opens and holds them back. The few
+that it lets through from time to time fail again, become dead letters, which hold their threads, and are
+replayed until the catalogue is back. Later a worker is killed in the midst of its runs, and they go on
+elsewhere. What then stands in the ledger and in the checkpoints is judged.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ from rich.text import Text
 
 from threadmill.cli.catalogue_service import CatalogueService
 from threadmill.cli.database import upgrade_database
+from threadmill.cli.demo_accident import cause_accident
 from threadmill.cli.demo_evidence import gather
 from threadmill.cli.demo_fleet import DemoFleet
 from threadmill.cli.demo_progress import count_workers, read_progress
-from threadmill.cli.demo_verdict import Check, Question, judge
-from threadmill.cli.demo_view import Moment, live_view, verdict_view
+from threadmill.cli.demo_verdict import Accident, Check, Question, judge
+from threadmill.cli.demo_view import Moment, accident_view, live_view, verdict_view
 from threadmill.cli.embedded import DATABASE, EmbeddedServices
 from threadmill.cli.output import console, show
 from threadmill.core.database import Database
@@ -40,12 +42,27 @@ WORKERS = 2
 GRAPHS_FILE = {
     "graphs": {"librarian": "threadmill.graphs.samples.librarian:graph"},
     "dependencies": [],
-    "threadmill": {"graphs": {"librarian": {"on_dead_letter": "hold"}}},
+    "threadmill": {
+        "graphs": {
+            "librarian": {
+                "on_dead_letter": "hold",
+                # Shorter than the defaults, so that a few runs fail for good during so short an outage.
+                "max_attempts": 2,
+                "retry_delay": 0.5,
+                "retry_delay_max": 0.5,
+                "breaker_cooldown": 1.5,
+            }
+        }
+    },
 }
 
 # Requests, about a quarter of all, and seconds.
 CATALOGUE_UP_FOR = 80
 CATALOGUE_OUTAGE = 6.0
+
+# Who is killed when so many runs are done, which is after the outage, and who takes its place.
+KILLED_AT = 160
+VICTIM, SUCCESSOR = "worker-1", f"worker-{WORKERS + 1}"
 
 # Seconds. A demo that is not done by then is judged as it stands.
 START_TIMEOUT = 40.0
@@ -97,10 +114,13 @@ def _play(home: Path, out: Console) -> list[Check]:
         say(
             f"{len(questions)} questions are enqueued, of {len(TENANTS)} tenants on {len(threads)} threads. "
             f"After {CATALOGUE_UP_FOR} requests the catalogue that the answers need goes down for "
-            f"{CATALOGUE_OUTAGE:g} s: runs become dead letters, and the replay worker brings them back."
+            f"{CATALOGUE_OUTAGE:g} s: runs are tried again, a breaker holds them back, and those that fail "
+            f"for good become dead letters, which the replay worker brings back. After {KILLED_AT} runs "
+            f"{VICTIM} is killed, and the runs that it holds go on elsewhere when its lease has run out, "
+            f"after {settings.heartbeat_timeout:g} s."
         )
-        _watch(fleet, database, catalogue, out)
-        return judge(gather(settings, database, producer, questions))
+        accident = _watch(fleet, database, catalogue, out)
+        return judge(gather(settings, database, producer, questions, accident))
 
 
 def _speaker(out: Console) -> Callable[[str], None]:
@@ -125,6 +145,12 @@ def _prepare(home: Path, services: EmbeddedServices) -> Settings:
         replay_delay=1,
         replay_delay_max=2,
         max_replays=20,
+        heartbeat_interval=2,
+        heartbeat_timeout=6,
+        sweep_interval=1,
+        drain_timeout=5,
+        max_pending=None,
+        max_pending_per_tenant=None,
     )
     # Below a warning, this process has nothing to say beside its view.
     configure_logs(settings.model_copy(update={"log_level": "WARNING"}))
@@ -165,9 +191,12 @@ def _place(number: int) -> tuple[str, str]:
     return TENANTS[number % len(TENANTS)], f"conversation-{number // len(TENANTS) + 1}"
 
 
-def _watch(fleet: DemoFleet, database: Database, catalogue: CatalogueService, out: Console) -> None:
-    """Shows the progress until nothing is left to do, or the time is over."""
+def _watch(
+    fleet: DemoFleet, database: Database, catalogue: CatalogueService, out: Console
+) -> Accident | None:
+    """Shows the progress until nothing is left to do, or the time is over; and has the accident happen."""
     started = time.monotonic()
+    accident = None
     with live_view(out) as show_moment:
         while True:
             fleet.check()
@@ -175,5 +204,9 @@ def _watch(fleet: DemoFleet, database: Database, catalogue: CatalogueService, ou
             progress = database.carry_out(read_progress())
             show_moment(Moment(elapsed, progress, catalogue.state()))
             if progress.is_over or elapsed > RUN_TIMEOUT:
-                return
+                return accident
+            if accident is None and progress.whole.done >= KILLED_AT:
+                accident = cause_accident(fleet, database, VICTIM, successor=SUCCESSOR)
+                if accident is not None:
+                    out.print(accident_view(accident, SUCCESSOR))
             time.sleep(LOOK_AGAIN_AFTER)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
-from sqlalchemy import ColumnElement, Select, column, func, literal_column, select, table, union_all
+from sqlalchemy import ColumnElement, Select, Text, column, func, literal_column, select, table, union_all
 
-from threadmill.cli.demo_verdict import Attempt, Evidence, Question, Sight
+from threadmill.cli.demo_verdict import Accident, Attempt, Evidence, Question, Sight
 from threadmill.core.database import Database
 from threadmill.core.errors import RunNotFound
 from threadmill.core.models import SCHEMA, Run, Thread, table_of
@@ -26,7 +26,11 @@ _attempts = table_of(AttemptRow)
 
 
 def gather(
-    settings: Settings, database: Database, producer: Producer, questions: Sequence[Question]
+    settings: Settings,
+    database: Database,
+    producer: Producer,
+    questions: Sequence[Question],
+    accident: Accident | None,
 ) -> Evidence:
     """The evidence, once no run is under way any more."""
     tenants = sorted({question.tenant for question in questions})
@@ -45,6 +49,7 @@ def gather(
             *_sights_by_id(producer, tenants, questions),
             *(sight for tenant in tenants for sight in database.carry_out(_look_around(tenant))),
         ],
+        accident=accident,
     )
 
 
@@ -89,15 +94,23 @@ def _read_attempts() -> Plan[list[Attempt]]:
         # Unknown only for one that ended before it started.
         func.coalesce(_attempts.c.started_at, _attempts.c.ended_at).label("started_at"),
         _attempts.c.ended_at,
+        _attempts.c.attempt,
+        _attempts.c.outcome,
     ).join(_attempts, _attempts.c.run_id == _runs.c.id)
     # The claim sets dispatched_at; started_at is the first attempt's.
-    succeeded: Select[tuple[object, ...]] = select(*where, _runs.c.dispatched_at, _runs.c.finished_at).where(
-        _runs.c.status == literal_column("'success'")
-    )
+    succeeded: Select[tuple[object, ...]] = select(
+        *where, _runs.c.dispatched_at, _runs.c.finished_at, _runs.c.attempt, literal_column("'success'", Text)
+    ).where(_runs.c.status == literal_column("'success'"))
     (rows,) = yield Batch([Step(union_all(ended, succeeded), {})])
     return [
         Attempt(
-            str(row["id"]), (row["tenant"], row["thread_id"]), row["seq"], row["started_at"], row["ended_at"]
+            str(row["id"]),
+            (row["tenant"], row["thread_id"]),
+            row["seq"],
+            row["started_at"],
+            row["ended_at"],
+            row["attempt"],
+            row["outcome"],
         )
         for row in rows
     ]

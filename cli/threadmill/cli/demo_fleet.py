@@ -22,7 +22,6 @@ STOP_TIMEOUT = 15.0
 
 
 class _Member(NamedTuple):
-    name: str
     log: Path
     process: subprocess.Popen[bytes]
 
@@ -38,7 +37,7 @@ class DemoFleet:
         self._logs = logs
         self._commands: dict[str, Sequence[str]] = {f"worker-{n}": ["worker"] for n in range(1, workers + 1)}
         self._commands["replay"] = ["dlq", "drain"]
-        self._members: list[_Member] = []
+        self._members: dict[str, _Member] = {}
 
     def __enter__(self) -> DemoFleet:
         self._logs.mkdir(exist_ok=True)
@@ -60,10 +59,29 @@ class DemoFleet:
 
     def check(self) -> None:
         """Raises ProcessEnded unless all of them run."""
-        for name, log, process in self._members:
+        for name, (log, process) in self._members.items():
             status = process.poll()
             if status is not None:
                 raise ProcessEnded(name, status, str(log))
+
+    def pid_of(self, name: str) -> int:
+        """The process id of a member: of the worker itself, as nothing stands between it and us."""
+        return self._members[name].process.pid
+
+    def freeze(self, name: str) -> None:
+        """Stops a member where it stands, until it is thawed or killed."""
+        self._members[name].process.send_signal(signal.SIGSTOP)
+
+    def thaw(self, name: str) -> None:
+        self._members[name].process.send_signal(signal.SIGCONT)
+
+    def kill(self, name: str, *, successor: str) -> None:
+        """Kills a member, and starts another in its place."""
+        process = self._members[name].process
+        process.kill()
+        process.wait()
+        del self._members[name]
+        self._start(successor, self._commands[name])
 
     def _start(self, name: str, arguments: Sequence[str]) -> None:
         log = self._logs / f"{name}.log"
@@ -77,20 +95,22 @@ class DemoFleet:
                 # The terminal's Ctrl-C is for us: the services must outlive those that use them.
                 start_new_session=True,
             )
-        self._members.append(_Member(name, log, process))
+        self._members[name] = _Member(log, process)
 
     def _stop(self) -> None:
         """Asks all to end and waits; an exception meanwhile, a second Ctrl-C say, ends them by force."""
+        processes = [member.process for member in self._members.values()]
         try:
-            for _, _, process in self._members:
+            for process in processes:
                 process.send_signal(signal.SIGTERM)
+                process.send_signal(signal.SIGCONT)  # should it be frozen
             deadline = time.monotonic() + STOP_TIMEOUT
-            for _, _, process in self._members:
+            for process in processes:
                 process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             pass
         finally:
-            for _, _, process in self._members:
+            for process in processes:
                 process.kill()
                 process.wait()
 

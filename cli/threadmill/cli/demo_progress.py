@@ -10,6 +10,7 @@ from sqlalchemy import Select, Table, Text, func, literal_column, select, union_
 
 from threadmill.core.models import DeadLetter, Run, Worker, table_of
 from threadmill.core.statement import Batch, Plan, Step
+from threadmill.core.transitions import open_breakers
 
 _runs = table_of(Run)
 _letters = table_of(DeadLetter)
@@ -54,9 +55,10 @@ class Share:
 
 @dataclass(frozen=True)
 class Progress:
-    """All runs at one moment, by tenant."""
+    """All runs at one moment, by tenant. held_back_for: the seconds for which a breaker is still open."""
 
     shares: Mapping[str, Share]
+    held_back_for: float = 0
 
     @property
     def whole(self) -> Share:
@@ -75,13 +77,13 @@ class Progress:
 
 def read_progress() -> Plan[Progress]:
     """The plan that counts the runs and the dead letters."""
-    (rows,) = yield Batch([_COUNTS])
+    rows, breakers = yield Batch([_COUNTS, Step(open_breakers(), {})])
     shares: dict[str, Share] = {}
     for row in rows:
         share = shares.setdefault(row["tenant"], Share(Counter(), Counter()))
         counts = share.runs if row["kind"] == _runs.name else share.letters
         counts[row["status"]] = row["number"]
-    return Progress(shares)
+    return Progress(shares, max((row["open_for"] for row in breakers), default=0))
 
 
 def count_workers() -> Plan[int]:

@@ -30,13 +30,18 @@ class Question(NamedTuple):
 
 
 class Attempt(NamedTuple):
-    """One execution of a run, from its claim to its end, by the ledger's clock."""
+    """One execution of a run, from its claim to its end, by the ledger's clock.
+
+    outcome: "success", or what the attempt's record says.
+    """
 
     run_id: str
     place: Place
     seq: int
     started_at: datetime.datetime
     ended_at: datetime.datetime
+    number: int
+    outcome: str
 
 
 class Sight(NamedTuple):
@@ -48,9 +53,20 @@ class Sight(NamedTuple):
     foreign: int
 
 
+class Accident(NamedTuple):
+    """Which worker was killed, when by the ledger's clock, and what it held: run ids and attempt numbers."""
+
+    worker: str
+    killed_at: datetime.datetime
+    held: Sequence[tuple[str, int]]
+
+
 @dataclass(frozen=True)
 class Evidence:
-    """Everything that the verdict rests on. turns: what each thread's newest checkpoint holds."""
+    """Everything that the verdict rests on. turns: what each thread's newest checkpoint holds.
+
+    accident: None where no worker was killed.
+    """
 
     questions: Sequence[Question]
     runs: Sequence[Run]
@@ -58,6 +74,7 @@ class Evidence:
     letters: Sequence[DeadLetter]
     turns: Mapping[Place, Sequence[Mapping[str, Any]]]
     sights: Sequence[Sight]
+    accident: Accident | None
 
     def questions_by_thread(self) -> dict[Place, list[Question]]:
         """What was asked on each thread, in the order in which it was enqueued."""
@@ -97,7 +114,9 @@ def judge(evidence: Evidence) -> list[Check]:
         _in_order(evidence),
         _one_at_a_time(evidence),
         _isolated(evidence),
+        _tried_again(evidence),
         _letters_resolved(evidence),
+        _rescued(evidence),
         _answers_right(evidence),
     ]
 
@@ -217,6 +236,41 @@ def _leaks(evidence: Evidence) -> Iterator[str]:
         for text in evidence.told(place):
             if text not in known:
                 yield f"{'/'.join(place)} holds a question that was asked elsewhere: {text!r}"
+
+
+def _tried_again(evidence: Evidence) -> Check:
+    succeeded = {run.id for run in evidence.runs if run.status == "success"}
+    failed = [attempt for attempt in evidence.attempts if attempt.outcome == "failed"]
+    faults = [
+        f"attempt {attempt.number} of run {attempt.run_id} failed, and none after it succeeded"
+        for attempt in failed
+        if attempt.run_id not in succeeded
+    ]
+    if not failed:
+        faults.append("the outage failed no attempt, so nothing was shown")
+    # Each replay that has come to its end began with one attempt that was buried; the others were retried.
+    buried = sum(letter.replays for letter in evidence.letters)
+    found = f"{len(failed)} attempts failed: {len(failed) - buried} retried, {buried} buried"
+    return Check("What failed was tried again", found, tuple(faults))
+
+
+def _rescued(evidence: Evidence) -> Check:
+    name, accident = "A killed worker cost nothing", evidence.accident
+    if accident is None:
+        return Check(name, "nobody was killed", ("no worker was killed, so nothing was shown",))
+    by_number = {(attempt.run_id, attempt.number): attempt for attempt in evidence.attempts}
+    faults = [] if accident.held else [f"{accident.worker} held no run, so nothing was shown"]
+    pauses = []
+    for run_id, number in accident.held:
+        lost, after = by_number.get((run_id, number)), by_number.get((run_id, number + 1))
+        if lost is None or lost.outcome != "lost":
+            faults.append(f"attempt {number} of run {run_id}, which {accident.worker} held, is not lost")
+        elif after is None:
+            faults.append(f"run {run_id}, which {accident.worker} held, did not go on elsewhere")
+        else:
+            pauses.append((after.started_at - accident.killed_at).total_seconds())
+    found = f"{accident.worker} died with {len(accident.held)} runs, {len(pauses)} went on elsewhere"
+    return Check(name, f"{found} within {max(pauses):.1f} s" if pauses else found, tuple(faults))
 
 
 def _letters_resolved(evidence: Evidence) -> Check:

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from threadmill.cli.catalogue_service import CatalogueState
 from threadmill.cli.demo_progress import Progress, Share
-from threadmill.cli.demo_verdict import Check
+from threadmill.cli.demo_verdict import Accident, Check
 from threadmill.cli.output import table, text
 
 LINE_EVERY = 1.0
@@ -67,6 +67,14 @@ def live_view(out: Console) -> Iterator[Callable[[Moment], None]]:
     yield show
 
 
+def accident_view(accident: Accident, successor: str) -> RenderableType:
+    """Who was killed, with how many runs."""
+    line = (
+        f"{accident.worker} is killed (SIGKILL) with {len(accident.held)} runs under way; {successor} starts"
+    )
+    return Text(line, style="bold red")
+
+
 def verdict_view(checks: Sequence[Check], seconds: float) -> RenderableType:
     """The checks with their figures; under the table what speaks against those that do not hold."""
     rows = table("", "what must hold", "found in the ledger and the checkpoints")
@@ -100,7 +108,7 @@ def _picture(moment: Moment, rate: Rate) -> RenderableType:
         tenants.add_column(name, justify="left" if name == "tenant" else "right")
     for tenant, share in moment.progress.shares.items():
         tenants.add_row(text(tenant), *_figures(share))
-    return Group(Text(), head, tenants, _catalogue_line(moment.catalogue), Text())
+    return Group(Text(), head, tenants, _catalogue_line(moment), Text())
 
 
 def _figures(share: Share) -> list[Text]:
@@ -118,11 +126,18 @@ def _waiting(share: Share) -> str:
     return f"{share.waiting_letters} and {parked} parked" if parked else str(share.waiting_letters)
 
 
-def _catalogue_line(catalogue: CatalogueState) -> Text:
-    return Text.assemble(("The catalogue that the graph calls: ", "dim"), _catalogue_words(catalogue))
+def _catalogue_line(moment: Moment) -> Text:
+    return Text.assemble(("The catalogue that the graph calls: ", "dim"), _catalogue_words(moment))
 
 
-def _catalogue_words(catalogue: CatalogueState) -> Text:
+def _catalogue_words(moment: Moment) -> Text:
+    """How the catalogue fares, and whether its breaker holds runs back."""
+    words = _state_words(moment.catalogue)
+    held = moment.progress.held_back_for
+    return Text.assemble(words, (f"; its breaker is open for {held:.1f} s", "yellow")) if held else words
+
+
+def _state_words(catalogue: CatalogueState) -> Text:
     if catalogue.down_for > 0:
         return Text(
             f"DOWN for {catalogue.down_for:.0f} more s, {catalogue.refused} refused", style="bold red"
@@ -139,5 +154,5 @@ def _line(moment: Moment, rate: Rate) -> Text:
         f"{moment.elapsed:5.1f} s  {whole.done:3} of {whole.total} runs ({by_tenant}), "
         f"{rate.at(moment.elapsed, whole.done):.0f}/s  dead letters waiting: {_waiting(whole)}, "
         f"resolved: {whole.letters['resolved']}  catalogue: ",
-        _catalogue_words(moment.catalogue),
+        _catalogue_words(moment),
     )

@@ -23,6 +23,9 @@ from threadmill.core.settings import Settings
 
 FLOWER_READY = "flower.ready"
 EVENTS_TIMEOUT = 2.0
+# What a worker may need beyond its `drain_timeout`, in seconds: to give up what reached no checkpoint, to see
+# the process of its quarantine end, and to end itself.
+ENDING_TIMEOUT = 30.0
 _URL = re.compile(r"http://[^\s\"']+")
 
 
@@ -41,7 +44,8 @@ def dev(
     """Run Postgres, Redis, workers, replay and Flower in the foreground, for work on your graphs.
 
     Services whose URL is set are used; the others are embedded, and keep their data under .threadmill.
-    While it runs, the other commands find them from the same folder.
+    While it runs, the other commands find them from the same folder. At Ctrl-C workers stop each run at its
+    next step, and the next start goes on from there; a second Ctrl-C ends everything at once.
     """
     settings = invocation_of(context).settings(concurrency=concurrency, flower_port=flower_port)
     if workers:
@@ -84,7 +88,8 @@ def _supervise(settings: Settings, workers: int, urls: dict[str, str], started: 
         )
 
     children = _children(settings, workers, as_console=not as_json and sys.stdout.isatty())
-    return Supervisor(children, on_ready=ready, output=cast(TextIO, lines)).run()
+    grace = settings.drain_timeout + ENDING_TIMEOUT
+    return Supervisor(children, on_ready=ready, output=cast(TextIO, lines), grace=grace).run()
 
 
 def _let_flower_see_runs(settings: Settings, workers: int) -> None:

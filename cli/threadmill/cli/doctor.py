@@ -7,13 +7,14 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from threadmill.cli.checkup import Checkup, Finding
+from threadmill.cli.checkup import Checkup
+from threadmill.cli.finding import Finding
 from threadmill.cli.invocation import JsonOption, invocation_of
 from threadmill.cli.output import coloured, show, text
 
 
 def doctor(context: typer.Context, as_json: JsonOption = False) -> None:
-    """Look at database, roles, migrations, broker, workers, graphs, clocks and dead letters."""
+    """Look at database, roles, migrations, broker, workers, graphs, clocks, breakers and dead letters."""
     settings = invocation_of(context).settings()
     checkup = Checkup(settings.located(), embedded=not settings.database_url)
     findings = list(checkup.findings())

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import uuid
+from typing import Any, NamedTuple
 
-from sqlalchemy import Select, select, tuple_
+from sqlalchemy import ColumnElement, Select, select, tuple_
 from sqlalchemy.sql import Executable
 
+from threadmill.cli.standing import OBSTACLE_COLUMNS, STANDING_COLUMNS, Standing, standing_of
 from threadmill.core.database import Database
 from threadmill.core.errors import InvalidOption, InvalidTenant, InvalidThreadId, RunNotFound, ThreadNotFound
 from threadmill.core.keys import check_tenant, check_thread_id, split_thread_key
@@ -15,6 +17,7 @@ from threadmill.core.models import Run as RunRow
 from threadmill.core.settings import Settings
 from threadmill.core.statement import Batch, Plan, Row, Rows, Step
 from threadmill.core.transitions import RUN_COLUMNS
+from threadmill.core.transitions.terms import is_unfinished
 from threadmill.producers import Run
 from threadmill.producers.queries import check_page, parse_run_id
 from threadmill.producers.run import run_of
@@ -25,6 +28,13 @@ _attempts = table_of(Attempt)
 _graphs = table_of(Graph)
 
 AnySelect = Select[tuple[object, ...]]
+
+
+class RunRecord(NamedTuple):
+    """A run with what its producer is not shown."""
+
+    run: Run
+    standing: Standing
 
 
 class Ledger:
@@ -45,13 +55,17 @@ class Ledger:
 
     def run(self, run_id: str, tenant: str | None = None) -> Run:
         """The run, of whichever tenant unless one is given. Raises RunNotFound."""
-        query: AnySelect = select(*RUN_COLUMNS).where(_runs.c.id == parse_run_id(run_id))
+        return self.record(run_id, tenant).run
+
+    def record(self, run_id: str, tenant: str | None = None) -> RunRecord:
+        """The run, as `run` finds it, with how it stands. Raises RunNotFound."""
+        query = _records(*OBSTACLE_COLUMNS).where(_runs.c.id == parse_run_id(run_id))
         if tenant is not None:
             query = query.where(_runs.c.tenant == check_tenant(tenant))
         rows = self._read(query)
         if not rows:
             raise RunNotFound(run_id)
-        return run_of(rows[0])
+        return _record(rows[0])
 
     def runs(
         self,
@@ -62,11 +76,11 @@ class Ledger:
         graph: str | None = None,
         limit: int,
         after: str | None = None,
-    ) -> list[Run]:
+    ) -> list[RunRecord]:
         """A page of runs, newest first. after: the id of the last run of the page before."""
         check_page(limit, after)
         _check_status(status, RUN_STATUSES)
-        query: AnySelect = select(*RUN_COLUMNS)
+        query = _records()
         if tenant is not None:
             query = query.where(_runs.c.tenant == check_tenant(tenant))
         if thread_id is not None:
@@ -76,7 +90,17 @@ class Ledger:
                 query = query.where(column == value)
         if after is not None:
             query = query.where(_runs.c.id < uuid.UUID(after))
-        return [run_of(row) for row in self._read(query.order_by(_runs.c.id.desc()).limit(limit))]
+        return [_record(row) for row in self._read(query.order_by(_runs.c.id.desc()).limit(limit))]
+
+    def head(self, tenant: str, thread_id: str) -> RunRecord | None:
+        """The run that a thread's lane belongs to: the first of its unfinished ones; None if it has none."""
+        query = _records(*OBSTACLE_COLUMNS).where(
+            _runs.c.tenant == check_tenant(tenant),
+            _runs.c.thread_id == check_thread_id(thread_id),
+            is_unfinished(_runs.c.status),
+        )
+        rows = self._read(query.order_by(_runs.c.seq).limit(1))
+        return _record(rows[0]) if rows else None
 
     def attempts(self, run_id: str) -> Rows:
         """The run's attempts that did not simply succeed, in their order."""
@@ -123,6 +147,14 @@ class Ledger:
     def graphs(self) -> Rows:
         """What the workers have announced, by name."""
         return self._read(select(_graphs).order_by(_graphs.c.name))
+
+
+def _records(*more: ColumnElement[Any]) -> AnySelect:
+    return select(*RUN_COLUMNS, *STANDING_COLUMNS, *more)
+
+
+def _record(row: Row) -> RunRecord:
+    return RunRecord(run_of(row), standing_of(row))
 
 
 def _read(query: Executable) -> Plan[Rows]:

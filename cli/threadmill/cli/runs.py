@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Group, RenderableType
@@ -18,7 +18,7 @@ from threadmill.cli.invocation import (
     ThreadOption,
     invocation_of,
 )
-from threadmill.cli.ledger import Ledger
+from threadmill.cli.ledger import Ledger, RunRecord
 from threadmill.cli.output import (
     Cells,
     ago,
@@ -30,11 +30,14 @@ from threadmill.cli.output import (
     note,
     pretty,
     show,
+    span,
     text,
     took,
 )
+from threadmill.cli.standing import Standing
 from threadmill.core.statement import Row, Rows
-from threadmill.producers import Producer, Run, RunError
+from threadmill.producers import CancelAction, Producer, Run, RunError
+from threadmill.producers.run import timestamp
 
 app = typer.Typer(name="runs", help="List, show and cancel runs.", no_args_is_help=True)
 
@@ -57,12 +60,12 @@ def list_runs(
 ) -> None:
     """Runs, the newest first."""
     with Ledger(invocation_of(context).settings()) as ledger:
-        runs = ledger.runs(
+        records = ledger.runs(
             tenant=tenant, thread_id=thread, status=status, graph=graph, limit=limit, after=after
         )
-    show(as_json, [run.to_dict() for run in runs], lambda: runs_table(runs))
-    if not as_json and len(runs) == limit:
-        note(f"more: --after {runs[-1].id}")
+    show(as_json, [record.run.to_dict() for record in records], lambda: runs_table(records))
+    if not as_json and len(records) == limit:
+        note(f"more: --after {records[-1].run.id}")
 
 
 @app.command("show", epilog="Example: `threadmill runs show 0199c0de-0000-7000-8000-000000000000`")
@@ -70,13 +73,25 @@ def show_run(
     context: typer.Context,
     run_id: RunArgument,
     tenant: TenantOption = None,
+    attempts: Annotated[
+        bool,
+        typer.Option("--attempts", help="With each attempt in full; with --json, what else is known of it."),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """One run, with what became of each attempt that did not succeed."""
+    """One run: how it stands, what it waits for, and what became of each attempt that did not succeed."""
     with Ledger(invocation_of(context).settings()) as ledger:
-        run = ledger.run(run_id, tenant)
-        attempts = [] if as_json else ledger.attempts(run.id)
-    show(as_json, run.to_dict(), lambda: run_view(run), lambda: _attempts_view(attempts))
+        run, standing = ledger.record(run_id, tenant)
+        rows = ledger.attempts(run.id) if attempts or not as_json else []
+    document = run.to_dict()
+    if attempts:
+        document |= {**standing.to_dict(), "attempts": [_attempt_document(row) for row in rows]}
+    show(
+        as_json,
+        document,
+        lambda: run_view(run, standing),
+        lambda: _attempts_view(rows, in_full=attempts),
+    )
 
 
 @app.command(epilog="Example: `threadmill runs cancel 0199c0de-0000-7000-8000-000000000000`")
@@ -84,13 +99,12 @@ def cancel(
     context: typer.Context,
     run_id: RunArgument,
     action: Annotated[
-        str, typer.Option(help="interrupt keeps what the run has done; rollback takes it back.")
+        CancelAction, typer.Option(help="interrupt keeps what the run has done; rollback takes it back.")
     ] = "interrupt",
     tenant: TenantOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """End an unfinished run as interrupted; what its attempt goes on to write is refused."""
-    check_action(action)
     settings = invocation_of(context).settings()
     if tenant is None:
         with Ledger(settings) as ledger:
@@ -100,7 +114,7 @@ def cancel(
     show(as_json, run.to_dict(), lambda: run_view(run))
 
 
-def runs_table(runs: list[Run]) -> RenderableType:
+def runs_table(records: list[RunRecord]) -> RenderableType:
     """The runs, one a line."""
     rows: list[Cells] = [
         {
@@ -109,29 +123,40 @@ def runs_table(runs: list[Run]) -> RenderableType:
             "thread": text(run.thread_id),
             "graph": text(run.graph),
             "status": coloured(run.status),
+            "waits": _waits_cell(run, standing),
+            "spent": f"{standing.failures}/{standing.max_attempts}" if standing.failures else "",
             "seq": str(run.seq),
             "created": ago(run.created_at),
             "took": took(run.started_at, run.finished_at),
             "error": headline(f"{run.error.type}: {run.error.message}") if run.error else "",
         }
-        for run in runs
+        for run, standing in records
     ]
+    # Most runs succeed at once and wait for nothing.
+    empty = {name for name in ("waits", "spent") if not any(str(row[name]) for row in rows)}
     return listing(
-        rows, elastic=("tenant", "thread", "graph", "error"), expendable=("took", "seq", "created", "error")
+        [{name: cell for name, cell in row.items() if name not in empty} for row in rows],
+        elastic=("tenant", "thread", "graph", "error"),
+        expendable=("took", "seq", "created", "spent", "error"),
     )
 
 
-def run_view(run: Run) -> RenderableType:
-    """The run with its output or its error."""
+def _waits_cell(run: Run, standing: Standing) -> str:
+    alone = "alone" if standing.is_alone and not run.is_finished else ""
+    return ", ".join(part for part in (standing.wait, alone) if part)
+
+
+def run_view(run: Run, standing: Standing | None = None) -> RenderableType:
+    """The run with its output or its error, and where that is known how it stands."""
     return facts(
         {
             "run": run.id,
             "status": coloured(run.status),
+            **(_standing_facts(run, standing) if standing else {"attempt": str(run.attempt)}),
             "graph": text(run.graph),
             "tenant": text(run.tenant),
             "thread": text(run.thread_id),
             "seq": str(run.seq),
-            "attempt": str(run.attempt),
             "created": moment(run.created_at),
             "started": moment(run.started_at),
             "finished": moment(run.finished_at),
@@ -143,14 +168,48 @@ def run_view(run: Run) -> RenderableType:
     )
 
 
+def _standing_facts(run: Run, standing: Standing) -> dict[str, RenderableType | None]:
+    spent = f", {standing.failures} of {standing.max_attempts} spent" if run.attempt else ""
+    losses = str(standing.worker_losses)
+    if standing.is_alone and not run.is_finished:
+        losses += "; so it runs alone, and one loss more makes it a dead letter"
+    return {
+        "waits": text("\n".join(standing.waits()), style="cyan") if run.status == "pending" else None,
+        "attempt": f"{run.attempt}{spent}",
+        "workers lost": losses if standing.worker_losses else None,
+        "throttled": f"{span(standing.throttled)} in all" if standing.throttled else None,
+    }
+
+
 def error_view(error: RunError) -> RenderableType:
     """Why, and at which node."""
     where = text(f" (in node {error.node})", style="dim") if error.node else Text()
     return Text.assemble(text(f"{error.type}: {error.message}", style="red"), where)
 
 
-def _attempts_view(attempts: Rows) -> RenderableType:
-    return Group(*(part for attempt in attempts for part in _attempt_parts(attempt)))
+def _attempts_view(attempts: Rows, *, in_full: bool) -> RenderableType:
+    """A line for each attempt; under it the newest, or all of them, with what was raised."""
+    if not attempts:
+        return Group()
+    shown = attempts if in_full else attempts[-1:]
+    return Group(Text(), _attempts_table(attempts), *(part for row in shown for part in _attempt_parts(row)))
+
+
+def _attempts_table(attempts: Rows) -> RenderableType:
+    rows: list[Cells] = [
+        {
+            "attempt": str(row["attempt"]),
+            "outcome": coloured(row["outcome"]),
+            "cause": text(row["cause"]),
+            "node": text(row["node"]),
+            "ended": ago(row["ended_at"]),
+            "took": took(row["started_at"], row["ended_at"]),
+            "refused": str(row["fenced_writes"]) if row["fenced_writes"] else "",
+            "worker": str(row["worker_id"] or ""),
+        }
+        for row in attempts
+    ]
+    return listing(rows, elastic=("cause", "node"), expendable=("worker", "refused", "ended"))
 
 
 def _attempt_parts(attempt: Row) -> Iterator[RenderableType]:
@@ -160,15 +219,35 @@ def _attempt_parts(attempt: Row) -> Iterator[RenderableType]:
         coloured(attempt["outcome"]),
         text(f" {ago(attempt['ended_at'])}", style="dim"),
     )
+    refused = attempt["fenced_writes"]
     yield facts(
         {
+            "cause": text(attempt["cause"]) if attempt["cause"] else None,
             "worker": str(attempt["worker_id"]) if attempt["worker_id"] else None,
             "took": took(attempt["started_at"], attempt["ended_at"]) or None,
             "node": text(attempt["node"]) if attempt["node"] else None,
             "checkpoint": attempt["checkpoint_id"],
+            "refused": f"{refused} writes, after it had lost its lease" if refused else None,
         }
     )
     if attempt["traceback"]:
         yield text(attempt["traceback"].rstrip())
     elif attempt["exception_type"]:
         yield text(f"{attempt['exception_type']}: {attempt['message']}")
+
+
+def _attempt_document(attempt: Row) -> dict[str, Any]:
+    return {
+        "attempt": attempt["attempt"],
+        "outcome": attempt["outcome"],
+        "cause": attempt["cause"],
+        "node": attempt["node"],
+        "checkpoint_id": attempt["checkpoint_id"],
+        "worker_id": str(attempt["worker_id"]) if attempt["worker_id"] else None,
+        "started_at": timestamp(attempt["started_at"]),
+        "ended_at": timestamp(attempt["ended_at"]),
+        "fenced_writes": attempt["fenced_writes"],
+        "exception_type": attempt["exception_type"],
+        "message": attempt["message"],
+        "traceback": attempt["traceback"],
+    }

@@ -15,7 +15,7 @@ from threadmill.cli.invocation import (
     TenantOption,
     invocation_of,
 )
-from threadmill.cli.ledger import Ledger
+from threadmill.cli.ledger import Ledger, RunRecord
 from threadmill.cli.output import Cells, ago, coloured, facts, listing, moment, note, pretty, show, text
 from threadmill.cli.runs import runs_table
 from threadmill.core.keys import thread_key
@@ -66,10 +66,17 @@ def show_thread(
     with Producer(settings) as producer, Ledger(settings) as ledger:
         state = producer.state(tenant, thread)
         row = ledger.thread(tenant, thread)
-        runs = ledger.runs(tenant=tenant, thread_id=thread, limit=RUNS_SHOWN)
+        head = ledger.head(tenant, thread)
+        records = ledger.runs(tenant=tenant, thread_id=thread, limit=RUNS_SHOWN)
     held_by = _id(row["held_by"])
-    document = {**state.to_dict(), "held_by": held_by, "runs": [run.to_dict() for run in runs]}
-    show(as_json, document, lambda: _state_view(state, held_by), lambda: runs_table(runs))
+    document = {
+        **state.to_dict(),
+        "held_by": held_by,
+        "waits_for": head.run.id if head else None,
+        "waits_until": timestamp(head.standing.waits_until) if head else None,
+        "runs": [record.run.to_dict() for record in records],
+    }
+    show(as_json, document, lambda: _state_view(state, held_by, head), lambda: runs_table(records))
 
 
 @app.command(epilog="Example: `threadmill threads history ticket-42 --tenant acme --limit 5`")
@@ -123,13 +130,23 @@ def _threads_table(threads: Rows) -> RenderableType:
     return listing(rows, elastic=("tenant", "thread", "next"), expendable=("runs",))
 
 
-def _state_view(state: ThreadState, held_by: str | None) -> RenderableType:
+def _lane_view(head: RunRecord) -> RenderableType:
+    """Whose the lane is, and what that run waits for."""
+    run, standing = head
+    lines = [f"run {run.id}, {run.status}"]
+    if run.status == "pending":
+        lines += [f"which waits {line}" for line in standing.waits()]
+    return text("\n".join(lines))
+
+
+def _state_view(state: ThreadState, held_by: str | None, head: RunRecord | None) -> RenderableType:
     return facts(
         {
             "thread": text(state.thread_id),
             "tenant": text(state.tenant),
             "status": coloured(state.status),
             "held by": text(f"dead letter {held_by}", style="red") if held_by else None,
+            "waits for": _lane_view(head) if head else None,
             "updated": moment(state.updated_at),
             "checkpoint": state.checkpoint_id,
             "next": text(", ".join(state.next)) if state.next else None,

@@ -9,6 +9,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Literal
 
+import structlog
 import typer
 
 from threadmill.cli.broker import check_broker
@@ -17,6 +18,10 @@ from threadmill.cli.graphs import require_graphs_file
 from threadmill.cli.invocation import JsonOption, invocation_of
 from threadmill.cli.output import show
 from threadmill.core.database import check_revision, connect
+from threadmill.core.errors import BrokerUnavailable
+from threadmill.core.settings import Settings
+
+_log = structlog.get_logger("threadmill.worker")
 
 
 def worker(
@@ -37,7 +42,14 @@ def worker(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Execute runs in the foreground; told to stop (SIGTERM), it hands over those that it holds."""
+    """Execute runs in the foreground.
+
+    Told to stop, by SIGTERM or Ctrl-C, it claims no more, hands over each run that it holds at the next step
+    of its graph, and ends with status 0; what reaches none within THREADMILL_DRAIN_TIMEOUT goes on elsewhere
+    from its last checkpoint. A second Ctrl-C ends it at once: its runs go on elsewhere, seconds later.
+
+    Postgres must answer when it starts. Redis need not: meanwhile runs are taken from the ledger.
+    """
     settings = (
         invocation_of(context)
         .settings(concurrency=concurrency, graphs_file=graphs, log_format="json" if as_json else None)
@@ -49,16 +61,24 @@ def worker(
         from threadmill.graphs import Registry  # noqa: PLC0415
         from threadmill.workers.worker import leave, run_worker  # noqa: PLC0415
     require_graphs_file(settings, "name another with --graphs")
-    # Celery would log these as its own failures, with tracebacks, or wait for the broker without end.
+    # Celery would log these as its own failures, with tracebacks.
     Registry.read(settings.graphs_file)
     with connect(settings) as connection:
         check_revision(connection, settings)
-    check_broker(settings)
+    _warn_of_a_broker_that_is_away(settings)
     with _nothing_on_stdout() if as_json else nullcontext():
         status = run_worker(settings, pool)
     show(as_json, {"status": "stopped", "exit_status": status})
     leave(status)
     raise typer.Exit(status)
+
+
+def _warn_of_a_broker_that_is_away(settings: Settings) -> None:
+    """Says so by name, once. Celery then waits for it without end, and the runs are taken from the ledger."""
+    try:
+        check_broker(settings)
+    except BrokerUnavailable as error:
+        _log.warning("worker.broker_away", broker=error.address, reason=error.reason)
 
 
 @contextmanager

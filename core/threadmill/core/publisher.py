@@ -1,4 +1,4 @@
-"""Tells on Redis that runs are finished or cancelled. What cannot be told is no error: it is in the ledger."""
+"""Tells on Redis that runs are finished or cancelled; what cannot be told is in the ledger."""
 
 from __future__ import annotations
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from threadmill.core.errors import ServicesNotFound, SettingsInvalid
 
 SERVICES_FILE = "services.json"
+# In the environment everything is text: there, "none" stands for None.
+_NONE = BeforeValidator(lambda value: None if str(value).lower() == "none" else value)
 
 
 class Settings(BaseSettings):
@@ -22,9 +24,7 @@ class Settings(BaseSettings):
     the same `folder` are used. Raises SettingsInvalid and ServicesNotFound.
     """
 
-    model_config = SettingsConfigDict(
-        env_prefix="THREADMILL_", frozen=True, extra="ignore", env_parse_none_str="none"
-    )
+    model_config = SettingsConfigDict(env_prefix="THREADMILL_", frozen=True, extra="ignore")
 
     folder: Path = Field(default=Path(".threadmill"), description="where embedded services keep their data")
     database_url: str = Field(default="", description="postgresql://user:password@host:port/database")
@@ -38,11 +38,13 @@ class Settings(BaseSettings):
     max_input_bytes: int = Field(default=4 * 1024 * 1024, ge=1)
     max_output_bytes: int = Field(default=1024 * 1024, ge=1)
     output_ttl: float = Field(default=24 * 3600, gt=0, description="seconds a run's output is kept")
-    run_ttl: float | None = Field(
+    run_ttl: Annotated[float | None, _NONE] = Field(
         default=30 * 24 * 3600, gt=0, description="seconds a finished run is kept; None keeps it"
     )
-    max_pending: int | None = Field(default=None, ge=1, description="pending runs of all tenants together")
-    max_pending_per_tenant: int | None = Field(
+    max_pending: Annotated[int | None, _NONE] = Field(
+        default=None, ge=1, description="pending runs of all tenants together"
+    )
+    max_pending_per_tenant: Annotated[int | None, _NONE] = Field(
         default=100_000, ge=1, description="pending runs of a tenant, where its row does not say otherwise"
     )
 

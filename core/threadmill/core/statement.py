@@ -148,6 +148,26 @@ async def carry_out_async(connection: psycopg.AsyncConnection[Any], plan: Plan[T
         return await _continue_async(plan, batch, lambda following: send_async(connection, following))
 
 
+def send_unpipelined(connection: psycopg.Connection[Any], batch: Batch) -> list[Rows]:
+    """`send`, one statement after the other, in a transaction.
+
+    For a session that Postgres is to end when nothing comes from it: after a pipeline it does not count the
+    silence, as psycopg's last message of it, a flush, begins what only a sync would end.
+    """
+    results = []
+    with connection.transaction():
+        for statement, parameters in batch.steps:
+            query = compiled(statement)
+            results.append(_fetch(connection.execute(query.sql, query.bind(parameters))))
+    return results
+
+
+def carry_out_unpipelined(connection: psycopg.Connection[Any], plan: Plan[T]) -> T:
+    """`carry_out` by `send_unpipelined`."""
+    with connection.transaction():
+        return _continue(plan, next(plan), lambda batch: send_unpipelined(connection, batch))
+
+
 SyncCaller = Session | Connection | psycopg.Connection[Any]
 AsyncCaller = AsyncSession | AsyncConnection | psycopg.AsyncConnection[Any]
 

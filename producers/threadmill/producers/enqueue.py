@@ -2,104 +2,205 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 from threadmill.core.doorbell import Bell, bell_of
 from threadmill.core.errors import IdempotencyConflict, ThreadBusy
-from threadmill.core.statement import Batch, Plan, Row, Step
+from threadmill.core.statement import Batch, Plan, Row, Rows, Step
 from threadmill.core.transitions import (
     announce_in_transaction,
     bind_tenant,
+    borrow_tenant,
     enter_threads,
     find_by_idempotency_key,
     insert_runs,
+    notify_cancelled,
+    return_tenant,
+    supersede,
 )
+from threadmill.producers.cancellation import cancelled, taking_back
 from threadmill.producers.catalogue import Catalogue
-from threadmill.producers.request import RunRequest
+from threadmill.producers.quotas import Quotas
+from threadmill.producers.request import SUPERSEDING, RunRequest
 from threadmill.producers.run import Run, run_of
 
 
 class Enqueued(NamedTuple):
-    """The runs in the order of their requests, and whom to ring for once they are committed."""
+    """The runs in the order of their requests, and whom to tell once they are committed.
+
+    bells: to be rung. cancelled: the runs that they took the place of.
+    """
 
     runs: list[Run]
     bells: list[Bell]
+    cancelled: list[uuid.UUID]
 
 
-def enqueue(requests: Sequence[RunRequest], catalogue: Catalogue) -> Plan[Enqueued]:
+class _Written(NamedTuple):
+    """What the statements have given back, by the runs' ids."""
+
+    inserted: dict[uuid.UUID, Row]
+    superseded: dict[uuid.UUID, Row]
+
+
+class _Part(NamedTuple):
+    """A statement, and what its rows are: of those inserted, superseded, admitted, or of no interest."""
+
+    rows: Literal["inserted", "superseded", "admitted"] | None
+    step: Step
+
+
+def enqueue(requests: Sequence[RunRequest], catalogue: Catalogue, quotas: Quotas) -> Plan[Enqueued]:
     """All of the requests or none of them, in a transaction of Threadmill's own.
 
     One round trip, unless an idempotency key or the strategy reject makes it look before it commits.
-    Raises ThreadBusy and IdempotencyConflict.
+    Raises ThreadBusy, IdempotencyConflict and QuotaExceeded.
     """
-    certain = all(r.idempotency_key is None and r.multitask_strategy == "enqueue" for r in requests)
-    steps = [
-        step
-        for group in _by_tenant(requests)
-        for step in (_bind(group[0].tenant), *_insert(group, catalogue))
-    ]
-    results = yield Batch(steps, final=certain)
-    rows = {row["id"]: row for result in results[2::3] for row in result}
-    missing = [request for request in requests if request.id not in rows]
+    certain = all(r.idempotency_key is None and r.multitask_strategy != "reject" for r in requests)
+    groups = _by_tenant(requests)
+    # All are admitted first: what is bound to a tenant may not count.
+    parts = [_Part("admitted", step) for step in quotas.steps(groups, bind=True)]
+    for group in groups:
+        if len(groups) > 1:
+            parts.append(_Part(None, Step(bind_tenant(), {"tenant": group[0].tenant})))
+        parts += _write(group, catalogue)
+    results = yield Batch([part.step for part in parts], final=certain)
+    written = _read(parts, results, quotas)
+    missing = [request for request in requests if request.id not in written.inserted]
     found: dict[uuid.UUID, Row] = {}
     if missing:
         found = yield from _look_up(missing, bind=True)
-    return _enqueued(requests, rows, found)
+    return _enqueued(requests, written, found)
 
 
-def enqueue_within(requests: Sequence[RunRequest], catalogue: Catalogue) -> Plan[Enqueued]:
+def enqueue_within(requests: Sequence[RunRequest], catalogue: Catalogue, quotas: Quotas) -> Plan[Enqueued]:
     """`enqueue` in a transaction of the caller's, as the caller's role.
 
-    The bells are handed to Postgres, which gives them to the leader if and when the transaction commits.
+    The bells, and the ids of the runs that were cancelled, are handed to Postgres, which gives them to the
+    leader if and when the transaction commits.
     """
-    rows: dict[uuid.UUID, Row] = {}
-    for group in _by_tenant(requests):
-        results = yield Batch(_insert(group, catalogue), final=False)
-        rows.update({row["id"]: row for row in results[1]})
-    missing = [request for request in requests if request.id not in rows]
+    written = _Written({}, {})
+    groups = _by_tenant(requests)
+    admission = [_Part("admitted", step) for step in quotas.steps(groups, bind=False)]
+    for group in groups:
+        parts = [*admission, *_write(group, catalogue)]
+        admission = []
+        batch = Batch([part.step for part in parts], final=False)
+        supersedes = any(request.multitask_strategy in SUPERSEDING for request in group)
+        results = yield from _borrowing(group[0].tenant, batch) if supersedes else _sending(batch)
+        more = _read(parts, results, quotas)
+        written.inserted.update(more.inserted)
+        written.superseded.update(more.superseded)
+    missing = [request for request in requests if request.id not in written.inserted]
     found: dict[uuid.UUID, Row] = {}
     if missing:
         found = yield from _look_up(missing, bind=False)
-    enqueued = _enqueued(requests, rows, found)
-    if enqueued.bells:
-        steps = [Step(announce_in_transaction(), {"bell": bell.to_json()}) for bell in enqueued.bells]
+    enqueued = _enqueued(requests, written, found)
+    steps = [Step(announce_in_transaction(), {"bell": bell.to_json()}) for bell in enqueued.bells]
+    steps += [Step(notify_cancelled(), {"run_id": str(run_id)}) for run_id in enqueued.cancelled]
+    if steps:
         yield Batch(steps, final=False)
     return enqueued
 
 
-def _by_tenant(requests: Sequence[RunRequest]) -> Iterator[list[RunRequest]]:
+def _sending(batch: Batch) -> Plan[list[Rows]]:
+    return (yield batch)
+
+
+def _borrowing(tenant: str, batch: Batch) -> Plan[list[Rows]]:
+    """Sends what reads checkpoints, which row-level security shows to a transaction that is bound."""
+    ((standing,),) = yield Batch([Step(borrow_tenant(), {"tenant": tenant})], final=False)
+    results = yield batch
+    yield Batch([Step(return_tenant(), {"before": standing["before"]})], final=False)
+    return results
+
+
+def _read(parts: Sequence[_Part], results: Sequence[Rows], quotas: Quotas) -> _Written:
+    written = _Written({}, {})
+    for part, rows in zip(parts, results, strict=True):
+        match part.rows:
+            case "inserted":
+                written.inserted.update({row["id"]: row for row in rows})
+            case "superseded":
+                written.superseded.update({row["id"]: row for row in rows})
+            case "admitted":
+                quotas.learn(part.step, rows[0])
+    return written
+
+
+def _by_tenant(requests: Sequence[RunRequest]) -> list[list[RunRequest]]:
     """The requests of each tenant, by the tenants' names, so that all callers lock lanes in one order."""
     groups: dict[str, list[RunRequest]] = defaultdict(list)
     for request in requests:
         groups[request.tenant].append(request)
-    for tenant in sorted(groups):
-        yield groups[tenant]
+    return [groups[tenant] for tenant in sorted(groups)]
 
 
-def _bind(tenant: str) -> Step:
-    return Step(bind_tenant(), {"tenant": tenant})
+def _write(group: Sequence[RunRequest], catalogue: Catalogue) -> list[_Part]:
+    """The statements for the requests of one tenant, to the effect of one enqueue after the other."""
+    return [part for wave in _waves(group) for part in _write_wave(wave, catalogue)]
 
 
-def _insert(group: Sequence[RunRequest], catalogue: Catalogue) -> list[Step]:
-    counts = Counter(request.thread_id for request in group)
+def _waves(group: Sequence[RunRequest]) -> list[list[RunRequest]]:
+    """The requests in as few lots as can be written at once.
+
+    A request that ends what is unfinished on its thread also ends the runs of those before it, which must
+    therefore be there. The first wave has all of the threads, and locks them in one order.
+    """
+    waves: list[list[RunRequest]] = [[]]
+    wave_of: dict[str, int] = {}
+    for request in group:
+        last = wave_of.get(request.thread_id)
+        number = 0 if last is None else last + (request.multitask_strategy in SUPERSEDING)
+        wave_of[request.thread_id] = number
+        if number == len(waves):
+            waves.append([])
+        waves[number].append(request)
+    return waves
+
+
+def _write_wave(wave: Sequence[RunRequest], catalogue: Catalogue) -> list[_Part]:
+    tenant = wave[0].tenant
+    counts = Counter(request.thread_id for request in wave)
     left = dict(counts)
     records = []
-    for request in group:
+    superseding = []
+    for request in wave:
         first = left[request.thread_id] == counts[request.thread_id]
         left[request.thread_id] -= 1
         default = catalogue.graph(request.graph).policy.max_attempts
         records.append(request.record(left[request.thread_id], first=first, default_max_attempts=default))
-    tenant = group[0].tenant
-    return [
-        Step(
-            enter_threads(),
-            {"tenant": tenant, "thread_ids": list(counts), "counts": list(counts.values())},
-        ),
-        Step(insert_runs(), {"the_tenant": tenant, "runs": f"[{','.join(records)}]"}),
-    ]
+        if first and request.multitask_strategy in SUPERSEDING:
+            superseding.append(request)
+    enter = Step(
+        enter_threads(),
+        {"tenant": tenant, "thread_ids": list(counts), "counts": list(counts.values())},
+    )
+    insert = Step(insert_runs(), {"the_tenant": tenant, "runs": f"[{','.join(records)}]"})
+    return [_Part(None, enter), *_supersede(superseding), _Part("inserted", insert)]
+
+
+def _supersede(requests: Sequence[RunRequest]) -> list[_Part]:
+    """The statements that end what is unfinished on the threads of these requests, one for each thread."""
+    if not requests:
+        return []
+    parameters = {
+        "the_tenant": requests[0].tenant,
+        "thread_ids": [request.thread_id for request in requests],
+        "actions": [request.multitask_strategy for request in requests],
+        "keys": [request.idempotency_key for request in requests],
+        "errors": [json.dumps(cancelled(r.multitask_strategy, "for a newer run")) for r in requests],
+        "causes": [f"multitask {request.multitask_strategy}" for request in requests],
+    }
+    parts = [_Part("superseded", Step(supersede(), parameters))]
+    for request in requests:
+        steps = taking_back(request.multitask_strategy, request.tenant, request.thread_id)
+        parts += [_Part(None, step) for step in steps]
+    return parts
 
 
 def _look_up(missing: Sequence[RunRequest], *, bind: bool) -> Plan[dict[uuid.UUID, Row]]:
@@ -112,19 +213,18 @@ def _look_up(missing: Sequence[RunRequest], *, bind: bool) -> Plan[dict[uuid.UUI
             "tenant": request.tenant, "idempotency_key": request.idempotency_key,
         })]  # fmt: skip
         if bind:
-            steps.insert(0, _bind(request.tenant))
+            steps.insert(0, Step(bind_tenant(), {"tenant": request.tenant}))
         results = yield Batch(steps, final=False)
         if results[-1]:
             found[request.id] = results[-1][0]
     return found
 
 
-def _enqueued(
-    requests: Sequence[RunRequest], rows: dict[uuid.UUID, Row], found: dict[uuid.UUID, Row]
-) -> Enqueued:
+def _enqueued(requests: Sequence[RunRequest], written: _Written, found: dict[uuid.UUID, Row]) -> Enqueued:
+    inserted, superseded = written
     runs = []
     for request in requests:
-        row = rows.get(request.id)
+        row = superseded.get(request.id) or inserted.get(request.id)
         if row is None:
             row = found.get(request.id)
             if row is None:
@@ -132,4 +232,5 @@ def _enqueued(
             if bytes(row["payload_hash"]).hex() != request.payload_hash:
                 raise IdempotencyConflict(str(request.idempotency_key), str(row["id"]))
         runs.append(run_of(row))
-    return Enqueued(runs, [bell_of(row) for row in rows.values() if row["rings"]])
+    bells = [bell_of(row) for row in inserted.values() if row["rings"] and row["id"] not in superseded]
+    return Enqueued(runs, bells, list(superseded))

@@ -5,23 +5,25 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar, Unpack
 
 from threadmill.core.database import AsyncDatabase, Database
 from threadmill.core.doorbell import Bell, Doorbell
 from threadmill.core.errors import InvalidOption, WaitTimeout
+from threadmill.core.publisher import Publisher
 from threadmill.core.settings import Settings
 from threadmill.core.statement import (
     AsyncCaller,
-    Plan,
     SyncCaller,
     carry_out_within,
     carry_out_within_async,
 )
 from threadmill.producers import queries
+from threadmill.producers.cancellation import CancelAction, cancel_run
 from threadmill.producers.catalogue import Catalogue
-from threadmill.producers.enqueue import Enqueued, enqueue, enqueue_within
+from threadmill.producers.enqueue import enqueue, enqueue_within
+from threadmill.producers.quotas import Quotas
 from threadmill.producers.request import RunOptions, RunRequest, check_request
 from threadmill.producers.run import Run
 from threadmill.producers.state import ThreadState, read_history, read_state
@@ -64,7 +66,9 @@ class Producer:
         self._database = Database(self._settings)
         self._doorbell = Doorbell(self._settings)
         self._notices = Notices(self._settings)
+        self._publisher = Publisher(self._settings)
         self._catalogue = Catalogue(self._settings.graphs_refresh)
+        self._quotas = Quotas(self._settings)
 
     def __enter__(self) -> Producer:
         return self
@@ -76,6 +80,7 @@ class Producer:
         """Gives back all connections."""
         self._database.close()
         self._notices.close()
+        self._publisher.close()
         self._doorbell.close()
 
     def enqueue(
@@ -92,7 +97,10 @@ class Producer:
 
         session: a SQLAlchemy Session or Connection, or a psycopg connection, whose transaction the run then
         belongs to: rolled back, there is no run and no bell; committed, the leader rings.
-        Raises the errors under InvalidRequest, IdempotencyConflict and ThreadBusy; then nothing is written.
+        multitask_strategy: where the thread has unfinished runs, wait for them (enqueue), refuse (reject), or
+        cancel them all with this action (interrupt, rollback) and be the next.
+        Raises the errors under InvalidRequest, IdempotencyConflict, ThreadBusy, TenantQuotaExceeded and
+        QuotaExceeded; then nothing is written.
         """
         request = {"graph": graph, "input": input, "tenant": tenant, "thread_id": thread_id, **options}
         return self.enqueue_many([request], session=session)[0]
@@ -102,7 +110,8 @@ class Producer:
     ) -> list[Run]:
         """The committed runs in the order of the requests, which are mappings with `enqueue`'s names.
 
-        One transaction: all of them or none. Raises what `enqueue` raises.
+        One transaction: all of them or none, to the effect of one after the other: a request that interrupts
+        also cancels the runs of those before it on its thread. Raises what `enqueue` raises.
         """
         checked = _check_requests(self._settings, requests)
         if not checked:
@@ -110,14 +119,14 @@ class Producer:
         if not self._catalogue.knows(request.graph for request in checked):
             self._database.carry_out(self._catalogue.read())
         _check_inputs(checked, self._catalogue)
-        if session is not None:
-            return carry_out_within(session, enqueue_within(checked, self._catalogue)).runs
-        return self._ring_after(enqueue(checked, self._catalogue))
-
-    def _ring_after(self, plan: Plan[Enqueued]) -> list[Run]:
-        runs, bells = self._database.carry_out(plan)
-        self._doorbell.ring(bells)
-        return runs
+        with self._quotas.refusing():
+            if session is not None:
+                plan = enqueue_within(checked, self._catalogue, self._quotas)
+                return carry_out_within(session, plan).runs
+            enqueued = self._database.carry_out(enqueue(checked, self._catalogue, self._quotas))
+        self._publisher.tell_cancelled(*enqueued.cancelled)
+        self._doorbell.ring(enqueued.bells)
+        return enqueued.runs
 
     def get(self, run_id: str | uuid.UUID, *, tenant: str) -> Run:
         """The run as it stands. Raises RunNotFound, also for another tenant's."""
@@ -140,14 +149,16 @@ class Producer:
             )
         )
 
-    def cancel(self, run_id: str | uuid.UUID, *, tenant: str) -> Run:
+    def cancel(self, run_id: str | uuid.UUID, *, tenant: str, action: CancelAction = "interrupt") -> Run:
         """The run, now `interrupted`. What a running attempt goes on to write is refused.
 
-        Raises RunNotFound, and NotCancellable for a finished run.
+        action: interrupt keeps the checkpoints that the run has written; rollback removes them, and the
+        thread stands where it stood before. Items of the store stay in any case.
+        Raises InvalidOption, RunNotFound, and NotCancellable for a finished run.
         """
-        run, bells = self._database.carry_out(queries.cancel_run(run_id, tenant))
+        run, bells = self._database.carry_out(cancel_run(run_id, tenant, action))
+        self._publisher.tell_cancelled(run.id)
         self._doorbell.ring(bells)
-        self._notices.tell(run.id)
         return run
 
     def state(self, tenant: str, thread_id: str) -> ThreadState:
@@ -182,7 +193,9 @@ class AsyncProducer:
         self._database = AsyncDatabase(self._settings)
         self._doorbell = Doorbell(self._settings)
         self._notices: AsyncNotices | None = None  # its connection belongs to the loop that first needs it
+        self._publisher = Publisher(self._settings)
         self._catalogue = Catalogue(self._settings.graphs_refresh)
+        self._quotas = Quotas(self._settings)
 
     async def __aenter__(self) -> AsyncProducer:
         return self
@@ -195,6 +208,7 @@ class AsyncProducer:
         await self._database.close()
         if self._notices is not None:
             await self._notices.close()
+        self._publisher.close()
         await asyncio.to_thread(self._doorbell.close)
 
     async def enqueue(
@@ -221,21 +235,26 @@ class AsyncProducer:
         if not self._catalogue.knows(request.graph for request in checked):
             await self._database.carry_out(self._catalogue.read())
         _check_inputs(checked, self._catalogue)
-        if session is not None:
-            return (await carry_out_within_async(session, enqueue_within(checked, self._catalogue))).runs
-        runs, bells = await self._database.carry_out(enqueue(checked, self._catalogue))
-        await self._ring(bells)
-        return runs
+        with self._quotas.refusing():
+            if session is not None:
+                plan = enqueue_within(checked, self._catalogue, self._quotas)
+                return (await carry_out_within_async(session, plan)).runs
+            enqueued = await self._database.carry_out(enqueue(checked, self._catalogue, self._quotas))
+        await self._announce(enqueued.cancelled, enqueued.bells)
+        return enqueued.runs
 
     def _loop_notices(self) -> AsyncNotices:
         if self._notices is None:
             self._notices = AsyncNotices(self._settings)
         return self._notices
 
-    async def _ring(self, bells: Iterable[Bell]) -> None:
-        bells = [*bells]
-        if bells:  # Celery's client blocks
-            await asyncio.to_thread(self._doorbell.ring, bells)
+    async def _announce(self, cancelled: Sequence[uuid.UUID | str], bells: Sequence[Bell]) -> None:
+        if cancelled or bells:  # Celery's client blocks
+            await asyncio.to_thread(self._tell_and_ring, cancelled, bells)
+
+    def _tell_and_ring(self, cancelled: Sequence[uuid.UUID | str], bells: Sequence[Bell]) -> None:
+        self._publisher.tell_cancelled(*cancelled)
+        self._doorbell.ring(bells)
 
     async def get(self, run_id: str | uuid.UUID, *, tenant: str) -> Run:
         """See Producer.get."""
@@ -258,11 +277,12 @@ class AsyncProducer:
             )
         )
 
-    async def cancel(self, run_id: str | uuid.UUID, *, tenant: str) -> Run:
+    async def cancel(
+        self, run_id: str | uuid.UUID, *, tenant: str, action: CancelAction = "interrupt"
+    ) -> Run:
         """See Producer.cancel."""
-        run, bells = await self._database.carry_out(queries.cancel_run(run_id, tenant))
-        await self._ring(bells)
-        await self._loop_notices().tell(run.id)
+        run, bells = await self._database.carry_out(cancel_run(run_id, tenant, action))
+        await self._announce([run.id], bells)
         return run
 
     async def state(self, tenant: str, thread_id: str) -> ThreadState:

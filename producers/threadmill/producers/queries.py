@@ -1,27 +1,24 @@
-"""What a producer asks and does about runs that exist, each as a plan bound to one tenant."""
+"""What a producer asks about runs that exist, each as a plan bound to one tenant."""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
 
 from sqlalchemy import Select, bindparam, select
 from sqlalchemy.dialects.postgresql import UUID
 
-from threadmill.core.doorbell import Bell, next_bell
-from threadmill.core.errors import InvalidOption, NotCancellable, RunNotFound
+from threadmill.core.errors import InvalidOption, RunNotFound
 from threadmill.core.keys import check_tenant, check_thread_id
 from threadmill.core.models import RUN_STATUSES, Run, table_of
 from threadmill.core.statement import Batch, Plan, Step
-from threadmill.core.transitions import RUN_COLUMNS, bind_tenant, cancel, lock_thread
+from threadmill.core.transitions import RUN_COLUMNS, bind_tenant
 from threadmill.producers.run import Run as RunView
 from threadmill.producers.run import run_of
 
 MAX_PAGE = 1000
-CANCELLED = {"type": "Cancelled", "message": "cancelled on request", "node": None}
 
 _runs = table_of(Run)
-_BY_ID = select(*RUN_COLUMNS).where(_runs.c.id == bindparam("run_id", type_=UUID(as_uuid=True)))
+BY_ID = select(*RUN_COLUMNS).where(_runs.c.id == bindparam("run_id", type_=UUID(as_uuid=True)))
 
 
 def parse_run_id(run_id: str | uuid.UUID) -> uuid.UUID:
@@ -36,7 +33,7 @@ def get(run_id: str | uuid.UUID, tenant: str, *, final: bool = True) -> Plan[Run
     """The run. Raises RunNotFound, also for another tenant's. final: nothing follows in its transaction."""
     steps = [
         Step(bind_tenant(), {"tenant": check_tenant(tenant)}),
-        Step(_BY_ID, {"run_id": parse_run_id(run_id)}),
+        Step(BY_ID, {"run_id": parse_run_id(run_id)}),
     ]
     _, rows = yield Batch(steps, final)
     if not rows:
@@ -82,26 +79,3 @@ def list_runs(
     query = query.order_by(_runs.c.id.desc()).limit(limit)
     _, rows = yield Batch([Step(bind_tenant(), {"tenant": tenant}), Step(query, {})])
     return [run_of(row) for row in rows]
-
-
-def cancel_run(run_id: str | uuid.UUID, tenant: str) -> Plan[tuple[RunView, Sequence[Bell]]]:
-    """Ends the run as interrupted; an attempt that is under way is fenced and can write nothing more.
-
-    Raises RunNotFound, and NotCancellable for a run that is finished.
-    """
-    before = yield from get(run_id, tenant, final=False)
-    parameters = {"run_id": uuid.UUID(before.id)}
-    bind = Step(bind_tenant(), {"tenant": tenant})
-    results = yield Batch(
-        [
-            bind,
-            Step(lock_thread(), {"tenant": tenant, "thread_id": before.thread_id}),
-            Step(cancel(), {**parameters, "error": CANCELLED, "cause": "on request"}),
-            Step(_BY_ID, parameters),
-        ]
-    )
-    run = run_of(results[3][0])
-    if not results[2]:
-        raise NotCancellable(run.id, run.status)
-    bell = next_bell(results[2][0])
-    return run, [bell] if bell else []

@@ -18,7 +18,9 @@ from threadmill.core.keys import check_tenant, check_thread_id
 from threadmill.core.policy import Durability
 from threadmill.core.settings import Settings
 
-MultitaskStrategy = Literal["enqueue", "reject"]
+MultitaskStrategy = Literal["enqueue", "reject", "interrupt", "rollback"]
+# Those that end what is unfinished on the thread; each is the action of its name, as `cancel` takes it.
+SUPERSEDING = ("interrupt", "rollback")
 
 # Keys with which a caller could reach another thread's state, or another run's place in this one.
 RESERVED_KEYS = frozenset(

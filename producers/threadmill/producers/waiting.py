@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 
 from redis.exceptions import RedisError
 
@@ -48,12 +48,6 @@ class Notices:
             yield wait
         finally:
             pubsub.close()
-
-    def tell(self, run_id: str) -> None:
-        """Tells those who wait that the run is finished. It may be lost: they ask the ledger too."""
-        if self._redis is not None:
-            with suppress(RedisError, OSError):
-                self._redis.publish(channel(run_id), "")
 
     def close(self) -> None:
         if self._redis is not None:
@@ -133,12 +127,6 @@ class AsyncNotices:
         if self._reader is not None:
             self._reader.cancel()
             self._reader = None
-
-    async def tell(self, run_id: str) -> None:
-        """See Notices.tell."""
-        if self._redis is not None:
-            with suppress(RedisError, OSError):
-                await self._redis.publish(channel(run_id), "")
 
     async def close(self) -> None:
         if self._reader is not None:

@@ -60,9 +60,9 @@ class Menu:
         self._world = world
         self._numbers = 0
 
-    def move(self, kind: str, number: int, lane: LaneId | None = None) -> Move | None:
+    def move(self, kind: str, pick: Pick, lane: LaneId | None = None) -> Move | None:
         """The picked move of the kind; None where there is none."""
-        return MOVES[kind](self, Pick(number), lane)
+        return MOVES[kind](self, pick, lane)
 
     def _runs(self, lane: LaneId | None, *, which: Callable[[Run], bool]) -> list[Run]:
         found = [run for run in self._world.model.runs.values() if which(run)]
@@ -72,9 +72,7 @@ class Menu:
         """Of workers that are not frozen. live: with a lease that holds, or one that does not."""
         world = self._world
         found = [
-            grip
-            for grip in world.grips
-            if not world.is_frozen(grip) and live in (None, world.is_live(grip))
+            grip for grip in world.grips if not world.is_frozen(grip) and live in (None, world.is_live(grip))
         ]
         return [grip for grip in found if world.model.runs[grip.run_id].lane == lane] or found
 
@@ -87,33 +85,22 @@ class Menu:
 
     # What is put in.
 
-    def request(
-        self,
-        lane: LaneId,
-        graph: str,
-        *,
-        max_attempts: int = 3,
-        delay: float = 0,
-        deadline: float | None = None,
-        key: str | None = None,
-        strategy: str = "enqueue",
-    ) -> Request:
-        return Request(uuid.uuid4(), lane, graph, max_attempts, delay, deadline, key, strategy)
-
     def enqueue(self, pick: Pick, lane: LaneId | None) -> Move | None:
-        requests = []
-        for _ in range(pick.one((1, 2))):
-            requests.append(
-                self.request(
-                    lane or pick.one(LANES),
-                    pick.one(GRAPHS),
-                    delay=pick.one((0, SOON)),
-                    deadline=pick.one((None, LATER)),
-                    key=pick.one((None, None, "k")),
-                    strategy=pick.one(("enqueue", "enqueue", "reject")),
-                )
-            )
-        return Enqueue(tuple(requests))
+        return Enqueue(tuple(self._request(pick, lane) for _ in range(pick.one((1, 1, 2)))))
+
+    def _request(self, pick: Pick, lane: LaneId | None) -> Request:
+        delay = pick.one((0, 0, SOON))
+        deadline = pick.one((None, None, SOON, LATER))
+        return Request(
+            id=uuid.uuid4(),
+            lane=lane or pick.one(LANES),
+            graph=pick.one(GRAPHS),
+            max_attempts=pick.one((3, 1)),
+            delay=delay,
+            deadline=None if deadline is None else deadline + 2 * delay,
+            key=pick.one((None, None, "k")),
+            strategy=pick.one(("enqueue", "enqueue", "reject")),
+        )
 
     # What runs them.
 
@@ -243,14 +230,14 @@ class Menu:
         }
 
     def give_back(self, pick: Pick, lane: LaneId | None) -> Move | None:
-        """Of a run that its worker holds in the ledger and knows nothing of, as its claim was not answered."""
+        """Of a run that its worker holds, and knows nothing of, as its claim was not answered."""
         known = {(grip.run_id, grip.attempt) for grip in self._world.grips}
         awake = {process.worker for process in self._awake()}
         runs = self._runs(
             lane,
-            which=lambda run: run.status == "running"
-            and run.worker in awake
-            and (run.id, run.attempt) not in known,
+            which=lambda run: (
+                run.status == "running" and run.worker in awake and (run.id, run.attempt) not in known
+            ),
         )
         return self.give_back_of(pick.one(runs)) if runs else None
 
@@ -301,7 +288,7 @@ class Menu:
 
     def pause(self, pick: Pick, lane: LaneId | None) -> Move | None:
         tenant = lane[0] if lane else pick.one(TENANTS)
-        return Pause(tenant, not self._world.model.paused.get(tenant, False))
+        return Pause(tenant, pick.one((False, False, True)))
 
 
 MOVES: dict[str, Callable[[Menu, Pick, LaneId | None], Move | None]] = {

@@ -153,7 +153,10 @@ class Ending(NamedTuple):
 @dataclass
 class Model:
     now: float = 0
+    # What another transaction, which has not ended, makes possible: as many trials of a half-open breaker,
+    # and these runs passed over by whoever rings again, as their rows are locked.
     trials: int = BREAKER_TRIALS
+    locked: frozenset[UUID] = frozenset()
     lanes: dict[LaneId, Lane] = field(default_factory=dict)
     runs: dict[UUID, Run] = field(default_factory=dict)
     records: dict[tuple[UUID, int], Record] = field(default_factory=dict)
@@ -408,7 +411,10 @@ class Model:
             if self.is_ready(run) and (run.rung is None or run.rung < self.now - SILENCE)
         ]
         bells = {run.bell for run in ready}
-        if len(ready) > limit and len(seen.bells) == limit and bells.issuperset(seen.bells):
+        enough = len(seen.bells) == limit or all(
+            run.id in self.locked for run in ready if run.bell not in seen.bells
+        )
+        if enough and bells.issuperset(seen.bells):
             bells = set(seen.bells)
         for bell in bells:
             self.runs[bell.run_id].rung = self.now
@@ -434,7 +440,7 @@ class Model:
         letter.status, letter.due = "discarded", None
         if held:
             self._show(run, "error")
-        return Outcome("discarded", self._ring_next(run, seen))
+        return Outcome("discarded", self._ring_next(run, seen, held=bool(self.holders(run.lane))))
 
     def park(self, run_id: UUID) -> Outcome:
         letter = self.letters[run_id]
@@ -512,7 +518,7 @@ class Model:
         self.lanes[ended.lane].status = "busy" if self._next_of(ended) is not None else status
 
     def _ring_next(self, ended: Run, seen: Outcome, *, held: bool = False) -> tuple[Bell, ...]:
-        """The bell of the lane's next run, if it is due. One that is held may be rung for, to no effect."""
+        """The bell of the lane's next run, if it is due. In a held lane it may be left to the leader."""
         following = self._next_of(ended)
         if following is None or following.status != "pending" or following.due > self.now:
             return ()

@@ -96,7 +96,9 @@ class Move:
         """Sends it: in a transaction of its own, or in the one that the connection is in."""
         plan = self.plan(context)
         try:
-            return carry_out(connection, plan) if connection.autocommit else carry_out_within(connection, plan)
+            return (
+                carry_out(connection, plan) if connection.autocommit else carry_out_within(connection, plan)
+            )
         except (ThreadBusy, IdempotencyConflict, NotCancellable, NotReplayable) as refusal:
             return Outcome(type(refusal).__name__)
 
@@ -364,16 +366,16 @@ class Fail(OfGrip):
         return [Step(trip(), parameters)]
 
     def apply(self, model: Model, seen: Outcome) -> Outcome:
-        outcome = model.end(
-            self.run_id, self.attempt, self.ending, hold=holds(self.graph), seen=seen
-        )
+        outcome = model.end(self.run_id, self.attempt, self.ending, hold=holds(self.graph), seen=seen)
         if outcome.word == "ended" and self.ending.delay is None:
             model.letters[self.run_id].checkpoint = self.checkpoint
         return outcome
 
     def told(self, model: Model) -> str:
         ending = self.ending
-        then = f"a dead letter, {ending.reason}" if ending.delay is None else f"again in {ending.delay:g} ticks"
+        then = (
+            f"a dead letter, {ending.reason}" if ending.delay is None else f"again in {ending.delay:g} ticks"
+        )
         counted = f", counted at breaker {ending.trip.name}" if ending.trip else ""
         return f"{super().told(model)}: {ending.outcome}, {ending.cause}, {then}{counted}"
 
@@ -619,9 +621,10 @@ class CountRefused(OfGrip):
         return model.count_refused(self.run_id, self.attempt, self.count)
 
 
-_PAUSE = (
-    "insert into tenants (name, paused) values (%s, %s) on conflict (name) do update set paused = excluded.paused"
-)
+_PAUSE = """
+    insert into tenants (name, paused) values (%s, %s)
+    on conflict (name) do update set paused = excluded.paused
+"""
 
 
 @dataclass(frozen=True)

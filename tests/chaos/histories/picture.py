@@ -132,15 +132,11 @@ def look(connection: psycopg.Connection[Any]) -> Picture:
         lanes={
             (row[0], row[1]): LanePicture(*row[2:5], (row[5] or NOBODY) if row[6] else None) for row in lanes
         },
-        records={
-            (row[0], row[1]): RecordPicture(*row[2:5], _half(row[5]), row[6]) for row in records
-        },
+        records={(row[0], row[1]): RecordPicture(*row[2:5], _half(row[5]), row[6]) for row in records},
         letters={row[0]: LetterPicture(*row[2:7], _half(row[7])) for row in letters},
         letter_ids={row[0]: row[1] for row in letters},
         workers={row[0]: row[1] / 2 for row in workers},
-        breakers={
-            (row[0], row[1]): BreakerPicture(tuple(row[2]), row[3], _half(row[4])) for row in breakers
-        },
+        breakers={(row[0], row[1]): BreakerPicture(tuple(row[2]), row[3], _half(row[4])) for row in breakers},
         paused=dict(paused),
         checkpoints={row[0]: row[1:] for row in checkpoints},
         writes={row[0]: (row[1], row[2]) for row in writes},
@@ -171,12 +167,15 @@ def imagine(model: Model) -> Picture:
             id_: LanePicture(lane.status, lane.last_seq, lane.asks, None) for id_, lane in model.lanes.items()
         },
         records={
-            key: RecordPicture(record.outcome, record.cause, record.worker, ahead(record.began), record.refused)
+            key: RecordPicture(
+                record.outcome, record.cause, record.worker, ahead(record.began), record.refused
+            )
             for key, record in model.records.items()
         },
         letters={
             run_id: LetterPicture(
-                letter.status, letter.reason, letter.checkpoint, letter.replays, letter.mode, ahead(letter.due)
+                letter.status, letter.reason, letter.checkpoint, letter.replays, letter.mode,
+                ahead(letter.due),
             )
             for run_id, letter in model.letters.items()
         },
@@ -196,7 +195,10 @@ def imagine(model: Model) -> Picture:
 
 
 def differences(model: Model, seen: Picture, names: dict[UUID, str]) -> list[str]:
-    """Where the ledger is not as the model has it, in words. What the design leaves open, the model adopts."""
+    """Where the ledger is not as the model has it, in words.
+
+    What the design leaves open, the model adopts.
+    """
     imagined = imagine(model)
     found = []
     for part in (field.name for field in fields(Picture) if field.name not in ("letter_ids", "lanes")):
@@ -205,7 +207,9 @@ def differences(model: Model, seen: Picture, names: dict[UUID, str]) -> list[str
             continue
         for key in sorted({*expected, *real}, key=str):
             if expected.get(key) != real.get(key):
-                found.append(f"{part} {_named(key, names)}: {_unequal(expected.get(key), real.get(key), names)}")
+                found.append(
+                    f"{part} {_named(key, names)}: {_unequal(expected.get(key), real.get(key), names)}"
+                )
     for id_ in sorted({*imagined.lanes, *seen.lanes}):
         found += _of_lane(model, id_, imagined.lanes.get(id_), seen.lanes.get(id_), names)
     return found

@@ -57,11 +57,12 @@ def _ends_once(before: Picture, after: Picture, replayed: set[UUID]) -> Iterator
         run = after.runs.get(run_id)
         if run is None:
             yield f"seq {was.seq} of {was.tenant}:{was.thread} is gone"
-        elif was.status in TERMINAL and run_id not in replayed:
-            if (run.status, run.attempt, run.failures) != (was.status, was.attempt, was.failures):
-                yield f"seq {was.seq} of {was.tenant}:{was.thread} was {was.status} and is {run.status}"
-        elif was.status in TERMINAL and run.status not in (was.status, "pending", "running"):
-            yield f"a replay made {run.status} of {was.status}"
+        elif was.status in TERMINAL and run_id not in replayed and _end(run) != _end(was):
+            yield f"seq {was.seq} of {was.tenant}:{was.thread} was {was.status} and is {run.status}"
+
+
+def _end(run: RunPicture) -> tuple[object, ...]:
+    return run.status, run.attempt, run.failures, run.losses
 
 
 def _attempts_grow(before: Picture, after: Picture) -> Iterator[str]:

@@ -12,13 +12,27 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotYet
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import NoReturn
 from uuid import UUID
 
 import psycopg
 from tests.chaos.histories.model import BREAKER_TRIALS, Bell, Broken, Model, Outcome
-from tests.chaos.histories.moves import GRAPHS, HOLDS, Beat, Claim, Context, Enlist, Grip, Move, OfGrip, Replay
-from tests.chaos.histories.picture import TICK, Picture, differences, look
+from tests.chaos.histories.moves import (
+    GRAPHS,
+    HOLDS,
+    Beat,
+    Claim,
+    Context,
+    Enlist,
+    Grip,
+    LookAtOwn,
+    LookForExpired,
+    Move,
+    OfGrip,
+    Replay,
+    StrikeOffSilent,
+)
+from tests.chaos.histories.picture import TICK, differences, look
 from tests.chaos.histories.promises import broken_promises
 
 from threadmill.core.database import connect
@@ -29,6 +43,9 @@ from threadmill.producers.catalogue import Catalogue
 
 # No statement waits for longer: all that it may wait for is another's transaction, which ends.
 PATIENCE = 20.0
+
+# Of these nothing is told, unless something is wrong with it.
+QUIET = (Beat, Enlist, LookAtOwn, LookForExpired)
 
 _EMPTY = (
     "truncate threads, runs, attempts, dead_letters, workers, tenants, breakers,"
@@ -161,7 +178,8 @@ class World:
             self.fail(f"{told} raised {type(error).__name__}: {error}")
         expected = move.apply(self.model, seen)
         self._count(move, seen)
-        self._write_down(f"{told} -> {self._outcome(seen)}")
+        if not isinstance(move, QUIET) or seen != expected:
+            self.write_down(f"{told} -> {self._outcome(seen)}")
         if seen != expected:
             self.fail(f"{told} gave {self._outcome(seen)}, expected {self._outcome(expected)}")
         self._compare(move)
@@ -189,9 +207,8 @@ class World:
         except psycopg.Error as error:
             self.fail(f"{told} raised {type(error).__name__}: {error}")
         self.tally.together[first.kind, second.kind, "waited" if waited else "did not wait"] += 1
-        self._write_down(
-            f"{told}{' (waits)' * waited} -> {'crash' if crash else self._outcome(one)} || {self._outcome(two)}"
-        )
+        came = "crash" if crash else self._outcome(one)
+        self.write_down(f"{told}{' (waits)' * waited} -> {came} || {self._outcome(two)}")
         self.model = self._explained(told, (first, None if crash else one), (second, two), waited)
         self._compare(first, second)
         if not crash:
@@ -218,35 +235,42 @@ class World:
         """The model after the one order of the two that explains what was seen. Raises Broken."""
         (one, one_seen), (two, two_seen) = first, second
         picture = look(self._stage.superuser)
-        orders = [[(one, one_seen), (two, two_seen)]] if one_seen is not None else [[(two, two_seen)]]
-        if not waited and one_seen is not None:
-            orders.append([(two, two_seen), (one, one_seen)])
+        orders = [[(two, two_seen)]]
+        if one_seen is not None:
+            orders = [[(one, one_seen), (two, two_seen)]]
+            if not waited:
+                orders.append([(two, two_seen), (one, one_seen)])
         why = []
         for order in orders:
-            for spare in self._spare_trials(one, two, waited):
+            for spare in (0, 1) if self._are_trials(one, two, waited) else (0,):
                 model = copy.deepcopy(self.model)
-                model.trials = BREAKER_TRIALS + spare
+                model.trials += spare
+                model.locked = self._locked_by(one)
                 found = []
                 for move, seen in order:
-                    assert seen is not None
                     expected = move.apply(model, seen)
                     if expected != seen:
-                        found.append(f"{move.kind} gave {self._outcome(seen)}, expected {self._outcome(expected)}")
+                        gave = f"gave {self._outcome(seen)}, expected {self._outcome(expected)}"
+                        found.append(f"{move.kind} {gave}")
                 self._learn_names(model)
                 found += differences(model, picture, self._names)
-                model.trials = BREAKER_TRIALS
+                model.trials, model.locked = BREAKER_TRIALS, frozenset()
                 if not found:
                     return model
                 why.append(f"as {' then '.join(move.kind for move, _ in order)}: " + "; ".join(found))
-        self.fail(f"{told} is explained by no order:\n    " + "\n    ".join(why))
+        return self.fail(f"{told} is explained by no order:\n    " + "\n    ".join(why))
 
-    def _spare_trials(self, one: Move, two: Move, waited: bool) -> tuple[int, ...]:
+    def _are_trials(self, one: Move, two: Move, waited: bool) -> bool:
         """Claims on two lanes see nothing of each other: both may be the last to try a half-open breaker."""
-        return (0, 1) if not waited and isinstance(one, Claim) and isinstance(two, Claim) else (0,)
+        return not waited and isinstance(one, Claim) and isinstance(two, Claim)
+
+    def _locked_by(self, move: Move) -> frozenset[UUID]:
+        lane = move.on(self.model)
+        return frozenset(run.id for run in self.model.runs.values() if lane in (None, run.lane))
 
     def pass_time(self, ticks: int) -> None:
         """So many ticks pass, and every worker that can has beaten since."""
-        self._write_down(f"{ticks} ticks pass")
+        self.write_down(f"{ticks} ticks pass")
         with self._stage.superuser.pipeline():
             for statement in _PASS:
                 self._stage.superuser.execute(
@@ -288,6 +312,13 @@ class World:
         self.bells += seen.bells
         if isinstance(move, Claim) and seen.word == "claimed":
             self.grips.append(Grip(move.worker, move.run_id, self.model.runs[move.run_id].attempt))
+        if isinstance(move, StrikeOffSilent):
+            orphans = [run for run in self.model.runs.values() if run.status == "running"]
+            self.lost = [
+                Grip(run.worker, run.id, run.attempt)
+                for run in orphans
+                if run.worker is not None and run.worker not in self.model.workers
+            ]
         if isinstance(move, OfGrip) and seen.word in ("fenced", "LeaseLost"):
             for grip in self.grips:
                 if (grip.run_id, grip.attempt) == (move.run_id, move.attempt):
@@ -314,7 +345,8 @@ class World:
         run = self.model.runs.get(id_)
         return run.name if run else self._names.get(id_, str(id_))
 
-    def _write_down(self, line: str) -> None:
+    def write_down(self, line: str) -> None:
+        """Another line of the history."""
         self.history.append(line)
 
     def fail(self, what: str) -> NoReturn:

@@ -69,6 +69,7 @@ class Attempts:
                 self._claiming[run_id] -= 1
                 if not self._claiming[run_id]:
                     del self._claiming[run_id]
+            self._tell_if_idle()
 
     @contextmanager
     def holding(self, attempt: Attempt) -> Iterator[None]:
@@ -84,10 +85,7 @@ class Attempts:
             with self._lock:
                 if self._held.get(run_id) is attempt:
                     del self._held[run_id]
-            if not self._held:
-                for waiting in self._idle:
-                    if not waiting.done():
-                        waiting.set_result(None)
+            self._tell_if_idle()
 
     def held(self) -> dict[uuid.UUID, int]:
         """The attempts under way: run id to attempt number."""
@@ -116,8 +114,8 @@ class Attempts:
             attempt.control.request_drain("drain")
 
     async def wait_until_idle(self, timeout: float) -> bool:
-        """Whether, within so many seconds, none is under way any more."""
-        if not self._held:
+        """Whether, within so many seconds, none is under way any more, or being claimed."""
+        if self._is_idle():
             return True
         idle: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._idle.append(idle)
@@ -125,10 +123,19 @@ class Attempts:
             async with asyncio.timeout(timeout):
                 await idle
         except TimeoutError:
-            return not self._held
+            return self._is_idle()
         finally:
             self._idle.remove(idle)
         return True
+
+    def _is_idle(self) -> bool:
+        return not self._held and not self._claiming
+
+    def _tell_if_idle(self) -> None:
+        if self._is_idle():
+            for waiting in self._idle:
+                if not waiting.done():
+                    waiting.set_result(None)
 
 
 class NodeThreads(ThreadPoolExecutor):

@@ -71,6 +71,10 @@ class RunFailed(Exception):
     """The run failed; its record is in the ledger. The text is what Flower may show: no message, no input."""
 
 
+class GraphExited(Exception):
+    """The graph's code raised what asks a process or a task to end, which are not its own."""
+
+
 class Executor:
     """Executes runs on the loop it was made on, any number at a time."""
 
@@ -187,8 +191,17 @@ class Executor:
     async def _invoke(self, attempt: Attempt, invocation: Invocation) -> Any:
         OPEN.set(self._heartbeat.open_for)
         USED.set(attempt.dependencies)
-        graph = await self._registry.graph(attempt.run["graph"], invocation.config)
-        return await invocation.invoke(graph)
+        try:
+            graph = await self._registry.graph(attempt.run["graph"], invocation.config)
+            return await invocation.invoke(graph)
+        except Exception:
+            raise
+        except BaseException as error:
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+                raise
+            # Left as it is, nobody would record it, and the run would begin again without end.
+            raise GraphExited(f"{type(error).__name__}: {error}") from error
 
     async def _wait(self, attempt: Attempt, work: asyncio.Task[Any], policy: GraphPolicy) -> None:
         """Returns when the work has ended or is to be stopped, for which the time may be a reason."""

@@ -68,7 +68,7 @@ class Runtime:
         self._loop = uvloop.new_event_loop()
         self._node_threads = NodeThreads(self._limit)
         self._loop.set_default_executor(self._node_threads)
-        self._thread = threading.Thread(target=self._loop.run_forever, name="threadmill-loop", daemon=True)
+        self._thread = threading.Thread(target=self._run_loop, name="threadmill-loop", daemon=True)
         self._database = AsyncDatabase(settings)
         self._doorbell = Doorbell(settings)
         self._herald = Herald(settings, self._doorbell)
@@ -114,6 +114,14 @@ class Runtime:
         if not self._alone:
             self._sweeper.start()
             self.submit(self._begin_taking()).result()
+
+    def _run_loop(self) -> None:
+        while True:
+            try:
+                return self._loop.run_forever()
+            except (SystemExit, KeyboardInterrupt) as error:
+                # Raised by a node, and asyncio lets these two end the loop, with every run that is on it.
+                _log.error("loop.exit_refused", error=type(error).__name__)
 
     async def _begin(self) -> None:
         versions = await self._announce()

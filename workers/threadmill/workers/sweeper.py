@@ -7,14 +7,16 @@ A worker is lost when its heartbeat is stale, by the database's clock. The leade
 itself been connected for as long: where Postgres was away, for all of them, those that live have beaten by
 then.
 
-Between two sweeps the leader listens for the bells of runs that were enqueued in a caller's transaction:
-Postgres delivers the notification when, and only when, that transaction commits.
+Between two sweeps the leader listens for the bells of runs that were enqueued in a caller's transaction, and
+for the ids of those that were cancelled there: Postgres delivers the notification when, and only when, that
+transaction commits.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+import uuid
 
 import psycopg
 import structlog
@@ -25,10 +27,10 @@ from threadmill.core.doorbell import Bell, Doorbell, bell_of
 from threadmill.core.errors import BrokerUnavailable
 from threadmill.core.models import SCHEMA
 from threadmill.core.settings import Settings
-from threadmill.core.statement import Batch, Plan, Step, carry_out, send
+from threadmill.core.statement import Batch, Plan, Step, carry_out_unpipelined, send_unpipelined
 from threadmill.core.transitions import (
+    CANCELLED_CHANNEL,
     DOORBELL_CHANNEL,
-    expire_outputs,
     expired_runs,
     ring_again,
     runs_without_worker,
@@ -36,15 +38,14 @@ from threadmill.core.transitions import (
 )
 from threadmill.workers.herald import Herald
 from threadmill.workers.rescue import Holds, expire_run, rescue
+from threadmill.workers.retention import Retention
 
 # No more bells are rung while this many wait unheard, so that a backlog is not rung for again and again.
 MAX_WAITING_BELLS = 1_000
 # So many runs are rescued or expired in one sweep; the rest follow in the next.
 BATCH = 500
-EXPIRY_INTERVAL = 60.0
 # Listening cannot be interrupted, so it looks up this often, in seconds, whether to stop.
 STOP_LATENCY = 0.2
-EXPIRY_BATCH = 1_000
 
 _LEAD = f"select pg_try_advisory_lock(hashtext('{SCHEMA}.leader')) as leads"
 
@@ -61,7 +62,7 @@ class Sweeper:
         self._herald = herald
         self._holds = holds
         self._stopping = threading.Event()
-        self._expired_at = float("-inf")
+        self._retention = Retention(settings)
         self._connected_at = 0.0
         self._thread = threading.Thread(target=self._work, name="threadmill-sweeper", daemon=True)
 
@@ -90,32 +91,29 @@ class Sweeper:
             if self._stopping.wait(self._settings.sweep_interval):
                 return
         _log.info("sweeper.leads")
+        # A leader that is frozen keeps its connection, and with it the lock. Postgres ends a session from
+        # which nothing has come for so long, and another leads.
+        patience = round(max(self._settings.heartbeat_timeout / 2, 3 * self._settings.sweep_interval) * 1000)
+        connection.execute(f"set idle_session_timeout = {patience}")
+        connection.execute(f"set idle_in_transaction_session_timeout = {patience}")
         connection.execute(f"listen {DOORBELL_CHANNEL}")
+        connection.execute(f"listen {CANCELLED_CHANNEL}")
         while not self._stopping.is_set():
             self._sweep(connection)
-            self._limit_silence(connection)
             self._listen(connection)
 
-    def _limit_silence(self, connection: psycopg.Connection[DictRow]) -> None:
-        """Has Postgres end the session if nothing comes from it any more, so that another leads.
-
-        A leader that is frozen keeps its connection, and with it the lock. Said after each sweep, as a plain
-        statement: after the last message of a pipeline Postgres does not count the silence.
-        """
-        patience = max(self._settings.heartbeat_timeout / 2, 3 * self._settings.sweep_interval)
-        connection.execute(f"set idle_session_timeout = {round(patience * 1000)}")
-
     def _listen(self, connection: psycopg.Connection[DictRow]) -> None:
-        """Rings for what was enqueued in callers' transactions, until the next sweep is due."""
+        """Passes on what was enqueued and cancelled in callers' transactions, until the next sweep is due."""
         ends_at = time.monotonic() + self._settings.sweep_interval
         while not self._stopping.is_set() and (left := ends_at - time.monotonic()) > 0:
             for notice in connection.notifies(timeout=min(left, STOP_LATENCY), stop_after=1):
                 try:
-                    bell = Bell.from_json(notice.payload)
+                    if notice.channel == CANCELLED_CHANNEL:
+                        self._herald.announce_cancelled(uuid.UUID(notice.payload))
+                    else:
+                        self._herald.announce(None, Bell.from_json(notice.payload))
                 except (TypeError, ValueError):  # whoever may connect may notify, anything
                     _log.warning("sweeper.no_bell")
-                else:
-                    self._herald.announce(None, bell)
 
     def _is_leader(self, connection: psycopg.Connection[DictRow]) -> bool:
         row = connection.execute(_LEAD).fetchone()
@@ -126,10 +124,7 @@ class Sweeper:
             self._rescue(connection)
         self._expire(connection)
         self._ring_again(connection)
-        if time.monotonic() - self._expired_at > EXPIRY_INTERVAL:
-            self._expired_at = time.monotonic()
-            step = Step(expire_outputs(), {"ttl": self._settings.output_ttl, "limit": EXPIRY_BATCH})
-            send(connection, Batch([step]))
+        self._retention.work(connection)
 
     def _rescue(self, connection: psycopg.Connection[DictRow]) -> None:
         """Gives the runs of lost workers to others.
@@ -138,7 +133,8 @@ class Sweeper:
         the next one finds runs that belong to nobody.
         """
         silence = Step(strike_off_silent(), {"silence": self._settings.heartbeat_timeout})
-        silent, runs = send(connection, Batch([silence, Step(runs_without_worker(), {"limit": BATCH})]))
+        batch = Batch([silence, Step(runs_without_worker(), {"limit": BATCH})])
+        silent, runs = send_unpipelined(connection, batch)
         for worker in silent:
             _log.warning(
                 "sweeper.worker_lost", worker=str(worker["id"]), host=worker["host"], pid=worker["pid"]
@@ -152,7 +148,7 @@ class Sweeper:
             _log.warning("sweeper.rescued", runs=rescued)
 
     def _expire(self, connection: psycopg.Connection[DictRow]) -> None:
-        (runs,) = send(connection, Batch([Step(expired_runs(), {"limit": BATCH})]))
+        (runs,) = send_unpipelined(connection, Batch([Step(expired_runs(), {"limit": BATCH})]))
         expired = sum(self._carry_out(connection, expire_run(run, self._holds)) for run in runs)
         if expired:
             _log.warning("sweeper.expired", runs=expired)
@@ -160,7 +156,7 @@ class Sweeper:
     def _carry_out(
         self, connection: psycopg.Connection[DictRow], plan: Plan[tuple[bool, Bell | None]]
     ) -> bool:
-        done, bell = carry_out(connection, plan)
+        done, bell = carry_out_unpipelined(connection, plan)
         if bell is not None:
             self._herald.announce(None, bell)
         return done
@@ -177,7 +173,7 @@ class Sweeper:
 
     def _ring(self, connection: psycopg.Connection[DictRow], limit: int) -> None:
         step = Step(ring_again(), {"limit": limit, "patience": self._settings.ring_again_after})
-        (rows,) = send(connection, Batch([step]))
+        (rows,) = send_unpipelined(connection, Batch([step]))
         if rows:
             rung = self._doorbell.ring([bell_of(row) for row in rows])
             _log.info("sweeper.rang", runs=rung)

@@ -1,13 +1,15 @@
-"""Binding a transaction to a tenant, and what puts runs in."""
+"""Admitting and binding a tenant's transaction, and what puts runs in."""
 
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    ColumnElement,
     DateTime,
     Integer,
     Text,
@@ -17,6 +19,7 @@ from sqlalchemy import (
     cast,
     column,
     func,
+    literal,
     null,
     or_,
     select,
@@ -47,8 +50,76 @@ def bind_tenant() -> Executable:
     )
 
 
+@cache
+def borrow_tenant() -> Executable:
+    """Binds a caller's transaction to a tenant, in the caller's own role. Parameter: tenant.
+
+    Returns `before`, to which `return_tenant` sets it back.
+    """
+    # Materialised, so that it is read before it is set.
+    before = select(func.current_setting(TENANT_SETTING, true()).label("before")).cte("standing")
+    before = before.prefix_with("materialized")
+    return select(before.c.before, func.set_config(TENANT_SETTING, bindparam("tenant", type_=Text), true()))
+
+
+@cache
+def return_tenant() -> Executable:
+    """Parameter: before."""
+    return select(func.set_config(TENANT_SETTING, func.coalesce(bindparam("before", type_=Text), ""), true()))
+
+
 # ---------------------------------------------------------------------------------------------------
 # Enqueue
+
+# The SQLSTATE with which `admit` refuses; the figures are the error's detail, as JSON.
+QUOTA_EXCEEDED = "TM002"
+CANCELLED_CHANNEL = "threadmill_cancelled"
+
+
+def _admitted(*, fleet: bool) -> list[ColumnElement[Any]]:
+    """What the function `admit` (of migration 0002, where it is explained) says of each bound."""
+    keys, superseding = (bindparam(name, type_=ARRAY(Text)) for name in ("keys", "superseding"))
+
+    def pending(bound: str) -> ColumnElement[Any]:
+        function: ColumnElement[Any] = getattr(func, SCHEMA).admit(
+            literal(bound == "fleet"),
+            bindparam("tenant", type_=Text),
+            bindparam(f"{bound}_adding", type_=BigInteger),
+            keys,
+            superseding,
+            bindparam(f"{bound}_allowed", type_=BigInteger),
+            bindparam(f"{bound}_known", type_=BigInteger),
+            bindparam(f"{bound}_since", type_=UUID(as_uuid=True)),
+            bindparam("mark", type_=UUID(as_uuid=True)),
+            type_=ARRAY(BigInteger),
+        )
+        return function.label(f"{bound}_pending")
+
+    return [pending(bound) for bound in (("tenant", "fleet") if fleet else ("tenant",))]
+
+
+@cache
+def admit(*, fleet: bool) -> Executable:
+    """Fails with QUOTA_EXCEEDED where the runs to come are too many for the tenant or for the fleet.
+
+    Returns tenant_pending and, with `fleet`, fleet_pending; null where there is no bound, else an array: how
+    many are pending at the most, and where all were counted how many of them have ids before the mark.
+    Parameters: tenant, keys, superseding, mark; tenant_adding, tenant_allowed, tenant_known, tenant_since;
+    and with `fleet` the same four of the fleet.
+    """
+    return select(*_admitted(fleet=fleet))
+
+
+@cache
+def admit_and_bind(*, fleet: bool) -> Executable:
+    """`admit`, then `bind_tenant`: a tenant may not count the others' runs, so it is asked before."""
+    admitted = select(*_admitted(fleet=fleet)).cte("admitted").prefix_with("materialized")
+    return select(
+        admitted,
+        func.set_config("role", f"{SCHEMA}_tenant", true()),
+        func.set_config(TENANT_SETTING, bindparam("tenant", type_=Text), true()),
+    )
+
 
 _NEW_RUN = (
     Column("id", UUID(as_uuid=True)),
@@ -201,6 +272,12 @@ def find_by_idempotency_key() -> Executable:
     return select(*RUN_COLUMNS, RUNS.c.payload_hash).where(
         RUNS.c.tenant == bindparam("tenant"), RUNS.c.idempotency_key == bindparam("idempotency_key")
     )
+
+
+@cache
+def notify_cancelled() -> Executable:
+    """Tells the leader, when the transaction commits, that a run is cancelled. Parameter: run_id (text)."""
+    return select(func.pg_notify(CANCELLED_CHANNEL, bindparam("run_id", type_=Text)))
 
 
 @cache

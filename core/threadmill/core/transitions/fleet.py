@@ -65,21 +65,6 @@ def ring_again() -> Executable:
 
 
 @cache
-def expire_outputs() -> Executable:
-    """Forgets outputs past their time. Parameters: ttl (seconds), limit."""
-    old = (
-        select(RUNS.c.id)
-        .where(
-            RUNS.c.output.is_not(None),
-            RUNS.c.finished_at < func.now() - seconds("ttl"),
-        )
-        .limit(bindparam("limit", type_=Integer))
-        .cte("old")
-    )
-    return update(RUNS).where(RUNS.c.id == old.c.id).values(output=null()).returning(RUNS.c.id)
-
-
-@cache
 def announce_graph() -> Executable:
     """Says what a graph's workers serve. Parameters: name, version, topology_hash, input_schema, channels,
     policy."""

@@ -3,7 +3,8 @@
     understand ──Send──▸ retrieve (one for each module) ──▸ cite ──▸ answer
 
 It remembers the thread's earlier turns, so "and how do I write one?" is a question about the module of the
-turn before. `cite` asks the service at LIBRARIAN_CATALOGUE_URL where a module is documented, if that is set.
+turn before. `cite` asks the service at LIBRARIAN_CATALOGUE_URL where a module is documented, if that is set;
+it names that dependency, so that a breaker holds the librarian's runs back while the catalogue is down.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from langgraph.graph import END, START, StateGraph
 from langgraph.types import Overwrite, Send
 from typing_extensions import TypedDict
 
+from threadmill.graphs.dependency import dependency
 from threadmill.graphs.samples.follow_up import resolve
 from threadmill.graphs.samples.library import library
 
@@ -98,7 +100,10 @@ async def cite(state: State) -> dict[str, dict[str, str]]:
     if not catalogue:
         return {"documentation": {m: _DOCUMENTATION.format(module=m) for m in state["modules"]}}
     # A proxy that the environment names for the world outside would not reach a service next door.
-    async with httpx.AsyncClient(timeout=_CATALOGUE_TIMEOUT, trust_env=False, verify=_tls()) as client:
+    async with (
+        dependency("catalogue"),
+        httpx.AsyncClient(timeout=_CATALOGUE_TIMEOUT, trust_env=False, verify=_tls()) as client,
+    ):
         addresses = await asyncio.gather(*(_look_up(client, catalogue, m) for m in state["modules"]))
     return {"documentation": dict(zip(state["modules"], addresses, strict=True))}
 

@@ -11,12 +11,12 @@ down_revision = "0001"
 branch_labels = None
 depends_on = None
 
-# Refuses, inside the transaction of an enqueue, what would bring the pending runs of a tenant, or of the whole
-# fleet, over what is allowed (null: any number). The figures are the error's detail, a JSON object.
+# Refuses, inside the transaction of an enqueue, what would bring the pending runs of a tenant, or of the
+# whole fleet, over what is allowed (null: any number). The figures are the error's detail, a JSON object.
 #
-# Counting 100,000 rows takes tens of milliseconds, so the caller says what it knows: of the runs whose ids are
-# before `since`, `known` were pending a moment ago. These become fewer, so together with the few whose ids
-# come later they are the most that can be pending, and only where that does not fit all are counted.
+# Counting 100,000 rows takes tens of milliseconds, so the caller says what it knows: of the runs whose ids
+# are before `since`, `known` were pending a moment ago. These become fewer, so together with the few whose
+# ids come later they are the most that can be pending, and only where that does not fit all are counted.
 # Returns that number, and where all were counted, how many of them have ids before `mark`.
 #
 # adding: how many runs; keys: their idempotency keys, as those that exist are not added; superseding: the
@@ -53,8 +53,8 @@ begin
     else
         select count(*), count(*) filter (where id < mark) into pending, marked
             from (
-                -- In words that only the index of unfinished runs matches: by that of the pending ones, in the
-                -- order of their times, all other tenants' would be read as well.
+                -- In words that only the index of unfinished runs matches: by that of the pending ones,
+                -- which is in the order of their times, all other tenants' would be read as well.
                 select id from threadmill.runs
                 where tenant = of_tenant and status in ('pending', 'running') and status || '' = 'pending'
                 limit allowed + 1
@@ -66,9 +66,10 @@ begin
     adding := adding
         - (select count(*) from threadmill.runs where tenant = of_tenant and idempotency_key = any(keys))
         - (select count(*) from threadmill.runs
-            where tenant = of_tenant and thread_id = any(superseding) and status = 'pending');
+            where tenant = of_tenant and thread_id = any(superseding)
+                and status in ('pending', 'running') and status || '' = 'pending');
     if adding <= 0 or pending + adding <= allowed then
-        return array[pending, marked];
+        return array[pending, null];
     end if;
     -- The present pace: what of the runs that ended last was the tenant's, and in how long.
     select count(*) filter (where fleet_wide or tenant = of_tenant),

@@ -1,0 +1,53 @@
+"""The demo's accident: one of its workers is killed while it executes runs."""
+
+from __future__ import annotations
+
+import time
+
+from sqlalchemy import Integer, bindparam, func, literal_column, select
+
+from threadmill.cli.demo_fleet import DemoFleet
+from threadmill.cli.demo_verdict import Accident
+from threadmill.core.database import Database
+from threadmill.core.models import Run, Worker, table_of
+from threadmill.core.statement import Batch, Plan, Rows, Step
+
+_runs = table_of(Run)
+_workers = table_of(Worker)
+
+# What a worker had sent when it was frozen, or died, has taken effect within this time, in seconds.
+SETTLE = 0.1
+
+_HELD = (
+    select(_runs.c.id, _runs.c.attempt, func.now().label("now"))
+    .join(_workers, _workers.c.id == _runs.c.worker_id)
+    .where(_runs.c.status == literal_column("'running'"), _workers.c.pid == bindparam("pid", type_=Integer))
+    .order_by(_runs.c.id)
+)
+
+
+def cause_accident(fleet: DemoFleet, database: Database, worker: str, *, successor: str) -> Accident | None:
+    """Kills the worker with SIGKILL and starts its successor; where it holds no run, None, and it lives on.
+
+    It is frozen first, so that it does not finish what it holds while it is looked at.
+    """
+    pid = fleet.pid_of(worker)
+    fleet.freeze(worker)
+    held = _look(database, pid)
+    if not held:
+        fleet.thaw(worker)
+        return None
+    fleet.kill(worker, successor=successor)
+    killed_at = held[0]["now"]
+    # Again: on a slow machine something that it had sent may have taken effect since.
+    return Accident(worker, killed_at, [(str(row["id"]), row["attempt"]) for row in _look(database, pid)])
+
+
+def _look(database: Database, pid: int) -> Rows:
+    time.sleep(SETTLE)
+    return database.carry_out(_read(pid))
+
+
+def _read(pid: int) -> Plan[Rows]:
+    (rows,) = yield Batch([Step(_HELD, {"pid": pid})])
+    return rows

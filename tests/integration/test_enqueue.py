@@ -725,3 +725,34 @@ def test_a_worker_that_stops_does_not_wait_for_a_broker_that_does_not_answer(lon
 
     assert time.monotonic() - started < 2
     ringing.close()
+
+
+def test_a_graphs_own_deadline_counts_from_when_the_run_is_due(
+    serve: Callable[..., None], start_local: Callable[..., Any], producer: Producer, admin: Any
+) -> None:
+    serve(
+        """
+        from langgraph.graph import START, StateGraph
+        from typing_extensions import TypedDict
+
+        class State(TypedDict):
+            text: str
+
+        late = StateGraph(State).add_node("one", lambda state: state).add_edge(START, "one")
+        """,
+        late={"deadline": 60},
+    )
+    start_local()
+    later = datetime.datetime.now(datetime.UTC) + datetime.timedelta(hours=1)
+    own = datetime.datetime.now(datetime.UTC) + datetime.timedelta(hours=2)
+
+    for thread, options in {"now": {}, "later": {"run_at": later}, "own": {"deadline": own}}.items():
+        producer.enqueue("late", {"text": "a"}, tenant="acme", thread_id=thread, **options)
+
+    found = dict(
+        admin.execute(
+            "select thread_id, extract(epoch from deadline - greatest(run_at, created_at))::int from runs"
+        ).fetchall()
+    )
+    assert (found["now"], found["later"]) == (60, 60)
+    assert found["own"] == pytest.approx(7200, abs=5)

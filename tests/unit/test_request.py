@@ -18,6 +18,7 @@ from threadmill.core.errors import (
     InvalidThreadId,
     ReservedKey,
 )
+from threadmill.core.policy import GraphPolicy
 from threadmill.core.settings import Settings
 from threadmill.producers.request import RunRequest, check_request
 
@@ -196,7 +197,8 @@ def test_a_record_is_one_json_object_that_holds_everything() -> None:
         multitask_strategy="reject",
     )
 
-    record = json.loads(request.record(4, first=False, default_max_attempts=5))
+    policy = GraphPolicy(max_attempts=5, deadline=60)
+    record = json.loads(request.record(4, first=False, policy=policy))
 
     assert record["input"] == {'quote"': "\u2028"}
     assert record["metadata"] == {}
@@ -210,13 +212,12 @@ def test_a_record_is_one_json_object_that_holds_everything() -> None:
         "max_attempts": 5,
         "run_at": "1999-01-01T00:00:00+00:00",
         "deadline": "2999-01-01T00:00:00+00:00",
+        "lifetime": 60,
         "idempotency_key": 'k"',
         "multitask_strategy": "reject",
         "durability": "sync",
     }
-    assert (
-        json.loads(check(max_attempts=7).record(0, first=True, default_max_attempts=5))["max_attempts"] == 7
-    )
+    assert json.loads(check(max_attempts=7).record(0, first=True, policy=policy))["max_attempts"] == 7
 
 
 def test_the_payload_is_what_the_run_would_do() -> None:

@@ -26,7 +26,7 @@ class GraphPolicy(BaseModel):
     classifier: "./file.py:name" or "package.module:name" of a function that says what an exception means
         (see threadmill.graphs.classifier); None takes Threadmill's own.
     timeout: how long one attempt may take; None sets no limit.
-    deadline: how long a run may take in all, from its enqueuing on; None sets no limit.
+    deadline: how long a run may take in all, from when it is due; None sets no limit.
     breaker_threshold: how many attempts of this graph, or calls of a dependency, fail in a row for a
         transient reason until its runs are no longer started; None never holds them back.
     breaker_cooldown: how long an open breaker lets nothing through, and then a few.

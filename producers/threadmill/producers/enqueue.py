@@ -172,8 +172,8 @@ def _write_wave(wave: Sequence[RunRequest], catalogue: Catalogue) -> list[_Part]
     for request in wave:
         first = left[request.thread_id] == counts[request.thread_id]
         left[request.thread_id] -= 1
-        default = catalogue.graph(request.graph).policy.max_attempts
-        records.append(request.record(left[request.thread_id], first=first, default_max_attempts=default))
+        policy = catalogue.graph(request.graph).policy
+        records.append(request.record(left[request.thread_id], first=first, policy=policy))
         if first and request.multitask_strategy in SUPERSEDING:
             superseding.append(request)
     enter = Step(

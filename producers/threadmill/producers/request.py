@@ -15,7 +15,7 @@ from uuid_utils.compat import uuid7
 from threadmill.core.document import to_json
 from threadmill.core.errors import InvalidInput, InvalidOption, ReservedKey
 from threadmill.core.keys import check_tenant, check_thread_id
-from threadmill.core.policy import Durability
+from threadmill.core.policy import Durability, GraphPolicy
 from threadmill.core.settings import Settings
 
 MultitaskStrategy = Literal["enqueue", "reject", "interrupt", "rollback"]
@@ -68,8 +68,8 @@ class RunRequest:
     durability: str | None
     multitask_strategy: str
 
-    def record(self, back: int, *, first: bool, default_max_attempts: int) -> str:
-        """The row as a JSON object, for `transitions.insert_runs`."""
+    def record(self, back: int, *, first: bool, policy: GraphPolicy) -> str:
+        """The row as a JSON object, for `transitions.insert_runs`. policy: for what is left open."""
         scalars = {
             "id": str(self.id),
             "thread_id": self.thread_id,
@@ -77,9 +77,10 @@ class RunRequest:
             "first": first,
             "graph": self.graph,
             "priority": self.priority,
-            "max_attempts": self.max_attempts or default_max_attempts,
+            "max_attempts": self.max_attempts or policy.max_attempts,
             "run_at": self.run_at.isoformat() if self.run_at else None,
             "deadline": self.deadline.isoformat() if self.deadline else None,
+            "lifetime": policy.deadline,
             "idempotency_key": self.idempotency_key,
             "payload_hash": self.payload_hash,
             "multitask_strategy": self.multitask_strategy,

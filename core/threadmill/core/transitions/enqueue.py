@@ -11,6 +11,7 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     DateTime,
+    Float,
     Integer,
     Text,
     and_,
@@ -136,6 +137,7 @@ _NEW_RUN = (
     Column("max_attempts", Integer),
     Column("run_at", DateTime(timezone=True)),
     Column("deadline", DateTime(timezone=True)),
+    Column("lifetime", Float),  # seconds from when it is due until its deadline, where none is given
     Column("idempotency_key", Text),
     Column("payload_hash", Text),
     Column("multitask_strategy", Text),
@@ -144,7 +146,7 @@ _NEW_RUN = (
 )
 # Those that are inserted as they came.
 _COPIED = (
-    "graph", "input", "command", "config", "context", "metadata", "priority", "max_attempts", "deadline",
+    "graph", "input", "command", "config", "context", "metadata", "priority", "max_attempts",
     "idempotency_key", "multitask_strategy", "durability", "trace_context",
 )  # fmt: skip
 
@@ -216,6 +218,10 @@ def insert_runs() -> Executable:
         "seq": seq,
         "run_at": run_at,
         "dispatched_at": case((rings, func.now())),
+        "deadline": func.coalesce(
+            new.c.deadline,
+            func.greatest(run_at, func.now()) + func.make_interval(0, 0, 0, 0, 0, 0, new.c.lifetime),
+        ),
         "payload_hash": func.decode(new.c.payload_hash, "hex"),
         **{name: new.c[name] for name in _COPIED},
     }

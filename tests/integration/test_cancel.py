@@ -66,7 +66,7 @@ CANCELLED = ("Cancelled", "cancelled on request", None)
 @pytest.fixture
 def worker(serve: Callable[..., None], start_local: Callable[..., Any]) -> Any:
     serve(GRAPHS, work={"durability": "sync"})
-    return start_local()
+    return start_local(ring_again_after=60)  # takes nothing by itself
 
 
 @pytest.fixture
@@ -252,7 +252,7 @@ def test_cancelling_a_replay_discards_its_dead_letter_and_frees_the_lane(
     settings: Settings,
 ) -> None:
     serve(GRAPHS, work={"on_dead_letter": "hold"})
-    worker = start_local()
+    worker = start_local(ring_again_after=60)
     run = enqueue("fail")
     worker.answer(run).exception(20)
     following = enqueue("a")

@@ -54,7 +54,7 @@ both = pytest.mark.parametrize("strategy", ["interrupt", "rollback"])
 @pytest.fixture
 def worker(serve: Callable[..., None], start_local: Callable[..., Any]) -> Any:
     serve(GRAPHS, talk={"max_attempts": 1, "durability": "sync"})
-    return start_local()
+    return start_local(ring_again_after=60)  # takes nothing by itself
 
 
 @pytest.fixture
@@ -251,7 +251,7 @@ def test_a_replay_that_is_taken_over_is_discarded_and_frees_the_lane(
     strategy: str,
 ) -> None:
     serve(GRAPHS, talk={"max_attempts": 1, "on_dead_letter": "hold"})
-    worker = start_local()
+    worker = start_local(ring_again_after=60)
     where = {"tenant": "acme", "thread_id": "t"}
     failed = producer.enqueue("talk", {"texts": ["fail"]}, **where)
     worker.answer(failed).exception(20)

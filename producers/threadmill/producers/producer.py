@@ -20,7 +20,7 @@ from threadmill.core.statement import (
     carry_out_within_async,
 )
 from threadmill.producers import queries
-from threadmill.producers.cancellation import CancelAction, cancel_run
+from threadmill.producers.cancellation import CancelAction
 from threadmill.producers.catalogue import Catalogue
 from threadmill.producers.enqueue import enqueue, enqueue_within
 from threadmill.producers.quotas import Quotas
@@ -156,7 +156,7 @@ class Producer:
         thread stands where it stood before. Items of the store stay in any case.
         Raises InvalidOption, RunNotFound, and NotCancellable for a finished run.
         """
-        run, bells = self._database.carry_out(cancel_run(run_id, tenant, action))
+        run, bells = self._database.carry_out(queries.cancel_run(run_id, tenant, action))
         self._publisher.tell_cancelled(run.id)
         self._doorbell.ring(bells)
         return run
@@ -281,7 +281,7 @@ class AsyncProducer:
         self, run_id: str | uuid.UUID, *, tenant: str, action: CancelAction = "interrupt"
     ) -> Run:
         """See Producer.cancel."""
-        run, bells = await self._database.carry_out(cancel_run(run_id, tenant, action))
+        run, bells = await self._database.carry_out(queries.cancel_run(run_id, tenant, action))
         await self._announce([run.id], bells)
         return run
 

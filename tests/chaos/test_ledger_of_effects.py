@@ -24,7 +24,7 @@ EACH_ONCE = tuple(kind for kind in Kind if kind is not Kind.TERM)
 def test_no_fault_costs_a_run_an_order_or_a_message(form: Form, tmp_path: Path) -> None:
     print(f"\n--chaos-seed={form.seed} in {tmp_path}")
     settings: dict[str, Any] = {} if form.long else IMPATIENT
-    with arena(tmp_path, workers=4 if form.long else 3, nap=1.5 if form.long else 0.8, **settings) as place:
+    with arena(tmp_path, workers=4 if form.long else 3, nap=1.5 if form.long else 0.6, **settings) as place:
         lease = place.settings.heartbeat_timeout
         place.fleet.start()
         calm = prelude(form.seed, 8, lease) if form.long else prelude(form.seed, 1, lease)[:3]
@@ -44,7 +44,7 @@ def test_no_fault_costs_a_run_an_order_or_a_message(form: Form, tmp_path: Path) 
         load.start()
         storm.rage(plan, until=lambda: load.is_done)
         load.join()
-        place.settle(60 + 5 * lease if form.long else 20)
+        place.settle(60 + 5 * lease)
         place.fleet.stop()
         evidence = place.gather()
         evidence.sent, evidence.refusals = load.sent, dict(load.refusals)

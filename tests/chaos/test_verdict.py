@@ -297,6 +297,7 @@ RESTARTED = Fault(Kind.POSTGRES_RESTART, at(12), at(13))
         (FROZEN, "drained", "drain", False),
         (RESTARTED, "lost", "claim unanswered", True),
         (RESTARTED, "lost", "heartbeat stale", False),  # it was away for a moment only
+        (Fault(Kind.POSTGRES_RESTART, at(12), at(16)), "lost", "cut off", True),  # its recovery took long
         (TOLD_TO_END, "drained", "drain", True),
         (TOLD_TO_END, "drained", "drain timeout", True),
         (TOLD_TO_END, "lost", "worker gone", False),

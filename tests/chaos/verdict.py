@@ -294,7 +294,16 @@ def faults_of(evidence: Evidence, row: AttemptRow, slack: float) -> Iterator[Kin
         lasted = fault.begins <= row.ended_at and fault.ends + datetime.timedelta(seconds=slack) >= began
         kind = _kind_for(fault, row, life)
         if lasted and kind is not None:
-            yield kind
+            yield Kind.POSTGRES_CUT if _was_long(fault, slack) else kind
+
+
+def _was_long(fault: Fault, lease: float) -> bool:
+    """Whether a restart of Postgres took so long that leases ran out meanwhile, as on a slow disk.
+
+    The last beat before it was up to an interval ago, which is a third of the lease at the most.
+    """
+    took = (fault.ends - fault.begins).total_seconds()
+    return fault.kind is Kind.POSTGRES_RESTART and took >= lease * 2 / 3
 
 
 def _kind_for(fault: Fault, row: AttemptRow, life: Life | None) -> Kind | None:

@@ -19,6 +19,7 @@ from langgraph.checkpoint.base import (
     get_checkpoint_id,
     get_serializable_checkpoint_metadata,
 )
+from langgraph.checkpoint.base import id as checkpoint_ids
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
@@ -109,7 +110,10 @@ class BoundSaver(AsyncPostgresSaver):
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         keyed, stock = self._keyed(config), super().aget_tuple
-        return await patiently(lambda: stock(keyed))
+        found = await patiently(lambda: stock(keyed))
+        if found is not None:
+            _stay_ahead_of(found.checkpoint["id"])
+        return found
 
     async def alist(
         self,
@@ -241,6 +245,19 @@ class BoundSaver(AsyncPostgresSaver):
         clone = copy.copy(self)
         clone.serde = _serde(frozenset(extra_allowlist))
         return clone
+
+
+def _stay_ahead_of(checkpoint_id: str) -> None:
+    """Has every checkpoint that this process makes from now on sort after this one, whatever its clock says.
+
+    The newest of a thread is the one with the highest id, a UUID of version 6 (RFC 9562), which begins with
+    the time on the machine that made it. One that was made where the clock is behind would not be found.
+    LangGraph makes its ids ascend within a process; this carries that on from one process to the next.
+    """
+    number = uuid.UUID(checkpoint_id).int
+    made_at = (number >> 80) << 12 | (number >> 64) & 0xFFF
+    if (number >> 76) & 0xF == 6 and made_at > (checkpoint_ids._last_v6_timestamp or 0):
+        checkpoint_ids._last_v6_timestamp = made_at  # type: ignore[assignment]
 
 
 @cache

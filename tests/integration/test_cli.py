@@ -273,7 +273,7 @@ def test_runs_come_in_pages_of_all_tenants_or_one(
     serve: Callable[..., None], start_local: Callable[..., Any], ask: Callable[..., Any]
 ) -> None:
     serve(GRAPHS, speaker={})
-    start_local()  # it announces the graph, and answers no bell
+    start_local().stop()  # it has announced the graph
     made = [
         ask("enqueue", "speaker", "--tenant", tenant, "--thread", "t", "--input", '{"words": ["w"]}')["id"]
         for tenant in ("acme", "globex", "acme")
@@ -294,7 +294,7 @@ def test_a_run_is_cancelled_without_naming_its_tenant(
     ask: Callable[..., Any], enqueue: Callable[..., Any],
 ) -> None:  # fmt: skip
     serve(GRAPHS, speaker={})
-    start_local()
+    start_local().stop()
     pending = enqueue("speaker", "w")
 
     assert ask("runs", "cancel", pending["id"])["status"] == "interrupted"

@@ -151,7 +151,7 @@ def test_what_went_well_holds_and_says_its_figures(evidence: Evidence) -> None:
         "Tenants are isolated": "12 own rows seen, 0 foreign; 2 shared ids",
         "What failed was tried again": "2 attempts failed: 1 retried, 1 buried",
         "Dead letters are resolved": "1 appeared, 1 resolved, by 1 replays",
-        "A killed worker cost nothing": "worker-1 died with 1 runs, 1 went on elsewhere within 0.2 s",
+        "A killed worker cost nothing": "1 runs under way, 1 resumed within 0.2 s",
         "Answers are right": "12 of 12; 12 did not name their module",
     }
 

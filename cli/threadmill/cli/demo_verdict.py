@@ -269,7 +269,7 @@ def _rescued(evidence: Evidence) -> Check:
             faults.append(f"run {run_id}, which {accident.worker} held, did not go on elsewhere")
         else:
             pauses.append((after.started_at - accident.killed_at).total_seconds())
-    found = f"{accident.worker} died with {len(accident.held)} runs, {len(pauses)} went on elsewhere"
+    found = f"{len(accident.held)} runs under way, {len(pauses)} resumed"
     return Check(name, f"{found} within {max(pauses):.1f} s" if pauses else found, tuple(faults))
 
 

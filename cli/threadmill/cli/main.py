@@ -53,7 +53,7 @@ def root(context: typer.Context, folder: FolderOption = None, version: VersionOp
 
 
 def demo(context: typer.Context, as_json: JsonOption = False) -> None:
-    """Run 300 questions of three tenants through a fleet of its own: an outage, a killed worker, a verdict."""
+    """Run three tenants' 300 questions through a fleet of its own, an outage and the death of a worker."""
     settings = invocation_of(context).settings()
     with needs("dev"):
         from threadmill.cli.demo import run_demo  # noqa: PLC0415

@@ -33,6 +33,7 @@ class Cancellations:
         self._on_cancelled = on_cancelled
         self._stopping = threading.Event()
         self._heard_at = time.monotonic()
+        self._told_away = False
         self._thread = threading.Thread(target=self._work, name="threadmill-cancellations", daemon=True)
 
     @property
@@ -56,7 +57,9 @@ class Cancellations:
             try:
                 self._listen(self._redis)
             except (RedisError, OSError) as error:
-                _log.warning("redis.away", error=type(error).__name__)
+                if not self._told_away:  # once, not every second
+                    _log.warning("redis.away", error=type(error).__name__)
+                self._told_away = True
                 self._stopping.wait(PING_SECONDS)
 
     def _listen(self, redis: Redis) -> None:
@@ -68,10 +71,15 @@ class Cancellations:
                 message = pubsub.get_message(timeout=STOP_LATENCY)
                 now = time.monotonic()
                 if message is not None:
+                    if self._told_away:
+                        _log.info("redis.back", seconds=round(now - self._heard_at, 1))
+                    self._told_away = False
                     self._heard_at = now
                     self._tell(message)
                 elif now - max(self._heard_at, connected_at) > AWAY_SECONDS:
-                    _log.warning("redis.silent", seconds=round(now - self._heard_at, 1))
+                    if not self._told_away:
+                        _log.warning("redis.silent", seconds=round(now - self._heard_at, 1))
+                    self._told_away = True
                     return
                 if now - pinged_at > PING_SECONDS:
                     pinged_at = now

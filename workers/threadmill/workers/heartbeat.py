@@ -34,7 +34,11 @@ from threadmill.core.settings import Settings
 from threadmill.core.statement import Batch, Rows, Step, carry_out, send
 from threadmill.core.transitions import beat, enlist, open_breakers, runs_of_worker, strike_off
 from threadmill.workers.attempts import Attempts
+from threadmill.workers.patience import impatiently
 from threadmill.workers.rescue import give_back
+
+# How long a worker that stops waits for an answer of Postgres, in seconds.
+LAST_WORDS = 2.0
 
 _log = structlog.get_logger("threadmill.heartbeat")
 
@@ -90,16 +94,17 @@ class Heartbeat:
             thread.start()
 
     def stop(self) -> None:
-        """Strikes the worker off."""
+        """Strikes the worker off, if Postgres answers."""
         self._stopping.set()
-        for thread in self._threads:
-            thread.join()
-        try:
-            self._send(Step(strike_off(), {"worker_id": self.worker_id}))
-        except (psycopg.Error, Unavailable) as error:
-            _log.warning("heartbeat.not_struck_off", error=type(error).__name__)
-        finally:
-            self._disconnect()
+        with impatiently(LAST_WORDS, self._break_off):
+            for thread in self._threads:
+                thread.join()
+            try:
+                self._send(Step(strike_off(), {"worker_id": self.worker_id}))
+            except (psycopg.Error, Unavailable) as error:
+                _log.warning("heartbeat.not_struck_off", error=type(error).__name__)
+            finally:
+                self._disconnect()
 
     def _silence(self) -> float:
         return time.monotonic() - self._beaten_at
@@ -112,9 +117,10 @@ class Heartbeat:
                 self._beat()
             except Exception as error:
                 # Whatever it is, the next beat may succeed; until then the lease runs out.
-                _log.warning("heartbeat.missed", error=type(error).__name__)
+                if pause == self._settings.heartbeat_interval:  # said once, not at every try
+                    _log.warning("heartbeat.missed", error=type(error).__name__)
                 self._disconnect()
-                pause = min(self._settings.heartbeat_interval, 0.2)
+                pause = min(self._settings.heartbeat_interval / 2, 0.2)
             else:
                 pause = self._settings.heartbeat_interval
 
@@ -131,12 +137,11 @@ class Heartbeat:
         self._dropped = set(self._attempts.held().items())
         _log.error("worker.cut_off", silent=round(self._silence(), 1), runs=len(self._dropped))
         self._on_cut_off()
-        connection = self._connection
-        if connection is not None:
-            break_off(connection)
+        self._break_off()
 
     def _beat(self) -> None:
-        sent = time.monotonic()
+        self._connect()
+        sent = time.monotonic()  # not before: a beat that was long in connecting is no older for that
         before = self._attempts.held()
         beaten, runs, breakers = self._send(
             Step(beat(), {"worker_id": self.worker_id}),
@@ -151,7 +156,8 @@ class Heartbeat:
         self._breakers = {
             row["name"]: sent + row["open_for"] for row in breakers if row["kind"] == "dependency"
         }
-        self._compare(before, runs)
+        # What stands under an id that was struck off is the leader's to give to others.
+        self._compare(before, runs if beaten else [])
         self._cut_off = False
 
     def _enter(self) -> None:
@@ -195,9 +201,17 @@ class Heartbeat:
         }
 
     def _send(self, *steps: Step) -> list[Rows]:
+        return send(self._connect(), Batch(steps))
+
+    def _connect(self) -> psycopg.Connection[DictRow]:
         if self._connection is None:
             self._connection = connect(self._settings)
-        return send(self._connection, Batch(steps))
+        return self._connection
+
+    def _break_off(self) -> None:
+        connection = self._connection
+        if connection is not None:
+            break_off(connection)
 
     def _disconnect(self) -> None:
         connection, self._connection = self._connection, None

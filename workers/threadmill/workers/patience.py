@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import psycopg
@@ -59,3 +61,22 @@ async def patiently(call: Callable[[], Awaitable[T]]) -> T:
         with attempt:
             return await call()
     raise AssertionError("unreachable: it is tried for ever")
+
+
+@contextmanager
+def impatiently(seconds: float, break_off: Callable[[], None]) -> Iterator[None]:
+    """After so many seconds, and again and again, breaks off what the block waits for: how a process ends
+    although Postgres takes what it is sent and does not answer."""
+    done = threading.Event()
+
+    def hurry() -> None:
+        while not done.wait(seconds):
+            break_off()
+
+    thread = threading.Thread(target=hurry, name="threadmill-impatience", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()

@@ -194,12 +194,14 @@ class Runtime:
         self._loop.close()
 
     async def _end_tasks(self) -> None:
+        self._database.break_off()  # whoever waits for Postgres could not even be cancelled
         await self._database.close()  # first: the pool's own tasks are not to be cancelled
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        if others:
-            await asyncio.wait(others, timeout=LAST_WORDS)
+        for _ in range(2):  # what is cancelled may leave a task behind
+            others = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in others:
+                task.cancel()
+            if others:
+                await asyncio.wait(others, timeout=LAST_WORDS)
 
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
         """Runs a coroutine on the loop; the future may be waited for in any other thread."""

@@ -3,9 +3,9 @@
 Every worker process tries to be the leader; a session-level advisory lock of Postgres decides, and falls to
 another when the leader's connection ends. Losing the leader costs one sweep interval.
 
-A worker is lost when its heartbeat is stale, by the database's clock. The leader judges nobody before it has
-itself been connected for as long: where Postgres was away, for all of them, those that live have beaten by
-then.
+A worker is lost when its heartbeat is stale, by the database's clock. The leader judges nobody before
+Postgres has answered it, without delay, for as long: where Postgres was away, or frozen, it was so for all of
+them, and those that live have beaten by then.
 
 Between two sweeps the leader listens for the bells of runs that were enqueued in a caller's transaction, and
 for the ids of those that were cancelled there: Postgres delivers the notification when, and only when, that
@@ -17,12 +17,14 @@ from __future__ import annotations
 import threading
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import psycopg
 import structlog
 from psycopg.rows import DictRow
 
-from threadmill.core.database import connect
+from threadmill.core.database import break_off, connect
 from threadmill.core.doorbell import Bell, Doorbell, bell_of
 from threadmill.core.errors import BrokerUnavailable
 from threadmill.core.models import SCHEMA
@@ -37,6 +39,7 @@ from threadmill.core.transitions import (
     strike_off_silent,
 )
 from threadmill.workers.herald import Herald
+from threadmill.workers.patience import impatiently
 from threadmill.workers.rescue import Holds, expire_run, rescue
 from threadmill.workers.retention import Retention
 
@@ -46,6 +49,8 @@ MAX_WAITING_BELLS = 1_000
 BATCH = 500
 # Listening cannot be interrupted, so it looks up this often, in seconds, whether to stop.
 STOP_LATENCY = 0.2
+# How long a sweep that is under way may go on when the process stops, in seconds.
+LAST_WORDS = 5.0
 
 _LEAD = f"select pg_try_advisory_lock(hashtext('{SCHEMA}.leader')) as leads"
 
@@ -63,23 +68,32 @@ class Sweeper:
         self._holds = holds
         self._stopping = threading.Event()
         self._retention = Retention(settings)
-        self._connected_at = 0.0
+        self._connection: psycopg.Connection[DictRow] | None = None
+        self._answered_since = 0.0
+        self._told_away = False  # that the broker is
         self._thread = threading.Thread(target=self._work, name="threadmill-sweeper", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
     def stop(self) -> None:
-        """Returns when the sweep under way is done; another process leads from then on."""
+        """Returns when the sweep under way is done, or given up; another process leads from then on."""
         self._stopping.set()
         if self._thread.ident is not None:  # it was started
-            self._thread.join()
+            with impatiently(LAST_WORDS, self._break_off):
+                self._thread.join()
+
+    def _break_off(self) -> None:
+        connection = self._connection
+        if connection is not None:
+            break_off(connection)
 
     def _work(self) -> None:
         while not self._stopping.is_set():
             try:
                 with connect(self._settings) as connection:
-                    self._connected_at = time.monotonic()
+                    self._connection = connection
+                    self._answered_since = time.monotonic()
                     self._lead(connection)
             except Exception as error:  # whatever it is, it must not be the last sweep
                 _log.warning("sweeper.interrupted", error=type(error).__name__)
@@ -116,15 +130,26 @@ class Sweeper:
                     _log.warning("sweeper.no_bell")
 
     def _is_leader(self, connection: psycopg.Connection[DictRow]) -> bool:
-        row = connection.execute(_LEAD).fetchone()
+        with self._asking():
+            row = connection.execute(_LEAD).fetchone()
         return row is not None and bool(row["leads"])
 
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """Around whatever Postgres is to answer, to notice when it was away."""
+        asked_at = time.monotonic()
+        yield
+        if time.monotonic() - asked_at > self._settings.heartbeat_timeout / 2:
+            self._answered_since = time.monotonic()
+
     def _sweep(self, connection: psycopg.Connection[DictRow]) -> None:
-        if time.monotonic() - self._connected_at > self._settings.heartbeat_timeout:
-            self._rescue(connection)
         self._expire(connection)
+        # Not first: what is sent to a Postgres that is frozen is done the moment it thaws.
+        if time.monotonic() - self._answered_since > self._settings.heartbeat_timeout:
+            self._rescue(connection)
         self._ring_again(connection)
-        self._retention.work(connection)
+        with self._asking():
+            self._retention.work(connection)
 
     def _rescue(self, connection: psycopg.Connection[DictRow]) -> None:
         """Gives the runs of lost workers to others.
@@ -148,7 +173,8 @@ class Sweeper:
             _log.warning("sweeper.rescued", runs=rescued)
 
     def _expire(self, connection: psycopg.Connection[DictRow]) -> None:
-        (runs,) = send_unpipelined(connection, Batch([Step(expired_runs(), {"limit": BATCH})]))
+        with self._asking():
+            (runs,) = send_unpipelined(connection, Batch([Step(expired_runs(), {"limit": BATCH})]))
         expired = sum(self._carry_out(connection, expire_run(run, self._holds)) for run in runs)
         if expired:
             _log.warning("sweeper.expired", runs=expired)
@@ -156,7 +182,8 @@ class Sweeper:
     def _carry_out(
         self, connection: psycopg.Connection[DictRow], plan: Plan[tuple[bool, Bell | None]]
     ) -> bool:
-        done, bell = carry_out_unpipelined(connection, plan)
+        with self._asking():
+            done, bell = carry_out_unpipelined(connection, plan)
         if bell is not None:
             self._herald.announce(None, bell)
         return done
@@ -166,14 +193,18 @@ class Sweeper:
             allowance = MAX_WAITING_BELLS - self._doorbell.waiting()
         except BrokerUnavailable as error:
             # Nothing is marked as rung while the broker is away.
-            _log.warning("sweeper.broker_away", reason=error.reason)
+            if not self._told_away:  # once, not in each sweep
+                _log.warning("sweeper.broker_away", reason=error.reason)
+            self._told_away = True
         else:
+            self._told_away = False
             if allowance > 0:
                 self._ring(connection, allowance)
 
     def _ring(self, connection: psycopg.Connection[DictRow], limit: int) -> None:
         step = Step(ring_again(), {"limit": limit, "patience": self._settings.ring_again_after})
-        (rows,) = send_unpipelined(connection, Batch([step]))
+        with self._asking():
+            (rows,) = send_unpipelined(connection, Batch([step]))
         if rows:
             rung = self._doorbell.ring([bell_of(row) for row in rows])
             _log.info("sweeper.rang", runs=rung)

@@ -62,7 +62,8 @@ class Taker:
 
     async def _take(self, limit: int) -> None:
         away = self._redis_is_away()
-        patience = PATIENCE_WITHOUT_REDIS if away else self._settings.ring_again_after
+        # Sooner than the leader rings again, as what loses one bell may lose the next.
+        patience = PATIENCE_WITHOUT_REDIS if away else self._settings.ring_again_after / 2
         rows = await self._database.carry_out(_ready(limit, patience))
         for row in rows:
             task = asyncio.create_task(self._answer(bell_of(row)))

@@ -53,6 +53,7 @@ BOOTSTRAP = """
 import importlib, os, signal, sys
 from threadmill.core.settings import Settings
 from threadmill.workers.heartbeat import Heartbeat
+from threadmill.workers.runtime import Runtime
 from threadmill.workers.worker import run_worker
 
 module, owner, name, count = sys.argv[1].split(":")
@@ -74,6 +75,7 @@ if sys.argv[2] == "deaf":
     Heartbeat._check = lambda self: None
     Heartbeat._compare = lambda self, before, runs: None
     Heartbeat.is_alive = True
+    Runtime._cut_off = lambda self: None
 sys.exit(run_worker(Settings()))
 """
 

@@ -302,3 +302,39 @@ def test_outputs_are_forgotten_after_their_time(
 
     assert producer.get(old.id, tenant="acme").output is None
     assert producer.get(fresh.id, tenant="acme").output == {"said": []}
+
+
+# ---------------------------------------------------------------------------------------------------
+# Who is frozen in the midst of a transaction
+
+
+@pytest.mark.parametrize("pipelined", [True, False])
+def test_a_lane_that_a_frozen_worker_has_locked_is_freed_and_its_run_rescued(
+    enqueue: Callable[..., list[Run]],
+    lead: Callable[..., Sweeper],
+    settings: Settings,
+    admin: Any,
+    pipelined: bool,
+) -> None:
+    runs = enqueue(2)
+    admin.execute("update runs set status = 'running', attempt = 1, worker_id = gen_random_uuid()")
+    with connect(settings) as frozen:
+        if pipelined:  # a part of a transaction has come, and nothing follows
+            frozen.pgconn.enter_pipeline_mode()
+            frozen.pgconn.send_query_params(b"select from threads for update", None)
+            frozen.pgconn.send_flush_request()
+            frozen.pgconn.flush()
+        else:
+            frozen.execute("begin; select from threads for update")
+
+        lead(heartbeat_interval=0.1, heartbeat_timeout=0.6)
+
+        def rescued() -> bool:
+            return all(
+                admin.execute("select status, worker_losses from runs where id = %s", [run.id]).fetchone()
+                == ("pending", 1)
+                for run in runs
+            )
+
+        assert eventually(rescued)
+        frozen.pgconn.finish()

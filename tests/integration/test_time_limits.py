@@ -88,7 +88,7 @@ GRAPHS = """
         raise Busy
 
     sleeping, blocking, swallowing, failing = chain(sleeps), chain(blocks), chain(swallows), chain(fails)
-    patient = sleeping
+    patient = strict = sleeping
 """
 LIMIT = 0.4
 POLICY = {"timeout": LIMIT, "retry_delay": 0, "retry_delay_max": 0, "max_attempts": 2}
@@ -107,7 +107,8 @@ def worker(
         blocking=POLICY,
         swallowing=POLICY,
         patient={},
-        failing={"on_dead_letter": "skip"},
+        failing={},
+        strict={"on_dead_letter": "hold"},
     )
     worker = start_local(drain_timeout=0.3)
     yield worker
@@ -141,6 +142,16 @@ def attempts(admin: Any) -> list[tuple[Any, ...]]:
 
 def soon(seconds: float) -> datetime.datetime:
     return datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=seconds)
+
+
+def eventually(condition: Callable[[], bool]) -> bool:
+    """Whether it comes true within five seconds."""
+    ends_at = time.monotonic() + 5
+    while not condition():
+        if time.monotonic() > ends_at:
+            return False
+        time.sleep(0.02)
+    return True
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -243,10 +254,7 @@ def test_a_node_that_ends_late_has_no_process_replaced(worker: Any, enqueue: Enq
 
     worker.graphs.gate.set()
 
-    ends_at = time.monotonic() + 10
-    while worker.runtime._stuck._watched and time.monotonic() < ends_at:
-        time.sleep(0.02)
-    assert not worker.runtime._stuck._watched
+    assert eventually(lambda: not worker.runtime._stuck._watched)
     assert not asked.is_set()
 
 
@@ -291,7 +299,8 @@ def test_a_run_that_waits_for_its_retry_past_its_deadline_is_ended_and_the_next_
     assert attempts(admin) == [(1, "failed", "transient: HTTP 503", "second", "Busy")]
     letter = only_letter(desk)
     assert (letter.reason, letter.run_id) == ("timeout", run.id)
-    assert letter.checkpoint_id == producer.history("acme", "t", limit=100)[-3]["checkpoint_id"]
+    *_, after_first, _, _ = producer.history("acme", "t", limit=100)  # newest first
+    assert letter.checkpoint_id == after_first["checkpoint_id"]
     assert producer.wait(following.id, tenant="acme", timeout=20).status == "success"
 
 
@@ -312,6 +321,19 @@ def test_a_run_that_is_not_begun_by_its_deadline_never_is(
     assert producer.state("acme", "t").status == "busy", "the run ahead of it goes on"
     assert worker.drops(late)
     ahead.cancel()
+
+
+def test_a_run_that_is_never_begun_holds_up_none_that_is_ahead_of_it(
+    worker: Any, enqueue: Enqueue, producer: Producer, desk: Desk, admin: Any
+) -> None:
+    ahead = enqueue("failing")
+    assert isinstance(worker.answer(ahead).exception(20), RunPostponed)
+    late = enqueue("strict", "late", deadline=soon(0.3))
+    assert producer.wait(late.id, tenant="acme", timeout=20).status == "timeout"
+
+    admin.execute("update runs set run_at = now() where status = 'pending'")
+
+    assert eventually(lambda: producer.get(ahead.id, tenant="acme").attempt == 2)
 
 
 def test_a_bell_for_a_run_past_its_deadline_is_dropped(

@@ -71,13 +71,18 @@ class Quarantine:
                 await self.close()
                 continue
             try:
-                await self._execute(bell)
-            except ChildEnded:
-                await self._mourn()
-            except OSError as error:
-                _log.warning("quarantine.not_started", error=type(error).__name__)
+                await self._answer(bell)
+            except Exception as error:  # whatever it is, it must not be the last that is executed here
+                _log.warning("quarantine.failed", error=type(error).__name__)
+                await self.close()
             finally:
                 self._lined_up.discard(bell.run_id)
+
+    async def _answer(self, bell: Bell) -> None:
+        try:
+            await self._execute(bell)
+        except ChildEnded:
+            await self._mourn()
 
     async def close(self) -> None:
         """Has the child hand over what it runs and end."""
@@ -95,7 +100,7 @@ class Quarantine:
         self._child = None
 
     async def _execute(self, bell: Bell) -> None:
-        if self._child is None:
+        if self._child is None or self._child.returncode is not None:  # it may have ended by itself
             self._child = await asyncio.create_subprocess_exec(*COMMAND, stdin=PIPE, stdout=PIPE)
             await self._send(self._settings.model_dump(mode="json"))
         await self._send([str(bell.run_id), *bell[1:]])

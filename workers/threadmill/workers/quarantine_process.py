@@ -17,6 +17,7 @@ from threadmill.core.logs import configure_logs
 from threadmill.core.settings import Settings
 from threadmill.workers.executor import BellDropped, RunFailed, RunPostponed
 from threadmill.workers.runtime import Draining, Runtime
+from threadmill.workers.worker import leave
 
 
 def main() -> None:
@@ -33,26 +34,36 @@ def main() -> None:
     def tell(**message: Any) -> None:
         _write(answers, message)
 
-    runtime = Runtime(settings, limit=1, alone=True, on_node=lambda node: tell(node=node))
-    runtime.start()
     lines: SimpleQueue[str] = SimpleQueue()
-    threading.Thread(target=_read, args=(lines, runtime), daemon=True).start()
+
+    def end() -> None:
+        runtime.drain()  # at its next step, or after `drain_timeout`
+        lines.put("")
+
+    def read() -> None:
+        for line in sys.stdin:
+            lines.put(line)
+        end()
+
+    runtime = Runtime(
+        settings,
+        limit=1,
+        alone=True,
+        # A node that will not end keeps the one thread. The next bell starts another child.
+        on_replace=lambda: threading.Thread(target=end, daemon=True).start(),
+        on_node=lambda node: tell(node=node),
+    )
+    runtime.start()
+    # Beside the run that is executed, so that the end of the input is seen at once.
+    threading.Thread(target=read, daemon=True).start()
     while line := lines.get():
         bell = Bell.of(*json.loads(line))
         tell(worker=str(runtime.worker_id))
         with suppress(BellDropped, RunFailed, RunPostponed, LeaseLost, Draining):  # it is in the ledger
             runtime.submit(runtime.answer(bell)).result()
         tell(done=str(bell.run_id))
-    runtime.drain()
     runtime.stop()
-
-
-def _read(lines: SimpleQueue[str], runtime: Runtime) -> None:
-    """Beside the run that is executed, so that the end of the input is seen at once."""
-    for line in sys.stdin:
-        lines.put(line)
-    runtime.request_drain()
-    lines.put("")
+    leave(0)
 
 
 def _write(stream: TextIO, message: dict[str, Any]) -> None:

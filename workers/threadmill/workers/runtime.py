@@ -157,10 +157,6 @@ class Runtime:
         """Hands over every run at its next checkpoint; what takes longer than `drain_timeout` is fenced."""
         self.submit(self._drain()).result()
 
-    def request_drain(self) -> None:
-        """Begins to drain, and does not wait for it. May be called from any thread."""
-        self._call(self._begin_drain)
-
     def stop(self) -> None:
         """Stops everything; runs that are under way are abandoned, so drain first."""
         self._sweeper.stop()
@@ -170,14 +166,11 @@ class Runtime:
         self._stop_loop()
         self._doorbell.close()
 
-    def _begin_drain(self) -> None:
+    async def _drain(self) -> None:
         self._executor.accepts = False
         for task in self._tasks:
             task.cancel()
         self._attempts.request_drain()
-
-    async def _drain(self) -> None:
-        self._begin_drain()
         _log.info("worker.drains", runs=len(self._attempts))
         closing = asyncio.create_task(self._quarantine.close())
         if not await self._attempts.wait_until_idle(self._settings.drain_timeout):

@@ -52,6 +52,11 @@ STOP_LATENCY = 0.2
 # How long a sweep that is under way may go on when the process stops, in seconds.
 LAST_WORDS = 5.0
 
+_END_FROZEN = """
+    select pg_terminate_backend(pid) from pg_stat_activity
+    where application_name = 'threadmill' and datname = current_database() and pid <> pg_backend_pid()
+        and wait_event = 'ClientRead' and xact_start < now() - make_interval(secs => %s)
+"""
 _LEAD = f"select pg_try_advisory_lock(hashtext('{SCHEMA}.leader')) as leads"
 
 _log = structlog.get_logger("threadmill.sweeper")
@@ -71,6 +76,7 @@ class Sweeper:
         self._connection: psycopg.Connection[DictRow] | None = None
         self._answered_since = 0.0
         self._told_away = False  # that the broker is
+        self._silent: set[uuid.UUID] = set()  # workers that were struck off
         self._thread = threading.Thread(target=self._work, name="threadmill-sweeper", daemon=True)
 
     def start(self) -> None:
@@ -110,6 +116,8 @@ class Sweeper:
         patience = round(max(self._settings.heartbeat_timeout / 2, 3 * self._settings.sweep_interval) * 1000)
         connection.execute(f"set idle_session_timeout = {patience}")
         connection.execute(f"set idle_in_transaction_session_timeout = {patience}")
+        # Who holds a lane is not waited for long: the others are to be rescued meanwhile.
+        connection.execute(f"set lock_timeout = {round(self._settings.heartbeat_timeout * 250)}")
         connection.execute(f"listen {DOORBELL_CHANNEL}")
         connection.execute(f"listen {CANCELLED_CHANNEL}")
         while not self._stopping.is_set():
@@ -157,6 +165,7 @@ class Sweeper:
         A worker is struck off first, and its runs follow one by one; should the leader be lost meanwhile,
         the next one finds runs that belong to nobody.
         """
+        self._end_frozen(connection)
         silence = Step(strike_off_silent(), {"silence": self._settings.heartbeat_timeout})
         batch = Batch([silence, Step(runs_without_worker(), {"limit": BATCH})])
         silent, runs = send_unpipelined(connection, batch)
@@ -164,13 +173,29 @@ class Sweeper:
             _log.warning(
                 "sweeper.worker_lost", worker=str(worker["id"]), host=worker["host"], pid=worker["pid"]
             )
-        stale = {worker["id"] for worker in silent}
+        self._silent |= {worker["id"] for worker in silent}
         rescued = 0
         for run in runs:
-            cause = "heartbeat stale" if run["worker_id"] in stale else "worker gone"
+            cause = "heartbeat stale" if run["worker_id"] in self._silent else "worker gone"
             rescued += self._carry_out(connection, rescue(run, cause, self._holds))
         if rescued:
             _log.warning("sweeper.rescued", runs=rescued)
+
+    def _end_frozen(self, connection: psycopg.Connection[DictRow]) -> None:
+        """Ends sessions whose process was frozen, or cut off, in the midst of a transaction.
+
+        They hold what they have locked, a lane say, for as long as their connection stands; no timeout of
+        Postgres counts for a pipeline of which only a part has come.
+        """
+        try:
+            with connection.transaction():
+                connection.execute("set local role none")  # a login may end its own sessions, a role none
+                ended = connection.execute(_END_FROZEN, [self._settings.heartbeat_timeout]).fetchall()
+        except psycopg.errors.InsufficientPrivilege:
+            _log.warning("sweeper.frozen_sessions", reason="they are of another login")
+            return
+        if ended:
+            _log.warning("sweeper.ended_frozen_sessions", sessions=len(ended))
 
     def _expire(self, connection: psycopg.Connection[DictRow]) -> None:
         with self._asking():
@@ -182,8 +207,11 @@ class Sweeper:
     def _carry_out(
         self, connection: psycopg.Connection[DictRow], plan: Plan[tuple[bool, Bell | None]]
     ) -> bool:
-        with self._asking():
-            done, bell = carry_out_unpipelined(connection, plan)
+        try:
+            with self._asking():
+                done, bell = carry_out_unpipelined(connection, plan)
+        except psycopg.errors.LockNotAvailable:
+            return False  # in the next sweep
         if bell is not None:
             self._herald.announce(None, bell)
         return done

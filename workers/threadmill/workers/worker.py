@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import structlog
 from celery.exceptions import SecurityWarning
-from celery.signals import worker_ready
+from celery.signals import worker_ready, worker_shutting_down
 from celery.worker import state
 
 from threadmill.core.database import check_revision, connect
@@ -99,6 +99,7 @@ def _take_signals(worker: Any) -> None:
         if state.should_stop is not None:
             os._exit(128 + signal.SIGINT)
         state.should_stop = 0
+        worker_shutting_down.send(sender=worker.hostname, sig="INT", how="Warm", exitcode=0)
 
     def install_ours(instance: Any) -> None:
         install(instance)

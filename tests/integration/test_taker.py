@@ -1,0 +1,249 @@
+"""Runs are begun although no bell arrives: one was lost, or Redis is away or says nothing."""
+
+from __future__ import annotations
+
+import datetime
+import shutil
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.chaos.proxy import Proxies, Proxy
+from tests.chaos.servers import Redis
+from tests.conftest import WorkerProcess
+
+from threadmill.core.settings import Settings
+from threadmill.producers import Producer, Run
+from threadmill.workers.cancellations import AWAY_SECONDS
+from threadmill.workers.taker import Taker
+
+GRAPHS = """
+    import asyncio, threading
+    from typing import TypedDict
+    from langgraph.graph import StateGraph, START
+
+    class State(TypedDict, total=False):
+        text: str
+
+    begun, gate = threading.Semaphore(0), threading.Event()
+    calls = []
+
+    async def work(state):
+        calls.append(state["text"])
+        if state["text"] == "slow":
+            begun.release()
+            assert await asyncio.to_thread(gate.wait, 20)
+
+    work = StateGraph(State).add_node("work", work).add_edge(START, "work")
+"""
+Enqueue = Callable[..., Run]
+
+
+@pytest.fixture
+def redis() -> Iterator[Redis]:
+    """A Redis of the test's own, not started."""
+    folder = Path(tempfile.mkdtemp(prefix="taker-", dir="/tmp"))  # a socket's path is short
+    server = Redis(folder, folder)
+    yield server
+    if server._process is not None:
+        server._process.kill()
+        server._process.wait(10)
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def proxy(redis: Redis) -> Iterator[Proxy]:
+    """In front of that Redis."""
+    proxies = Proxies()
+    yield proxies.to(redis.socket)
+    proxies.close()
+
+
+@pytest.fixture
+def through(proxy: Proxy) -> dict[str, str]:
+    """The setting of a worker that knows this Redis only."""
+    return {"broker_url": f"redis://127.0.0.1:{proxy.port}/0"}
+
+
+@pytest.fixture
+def start(serve: Callable[..., None], start_local: Callable[..., Any]) -> Callable[..., Any]:
+    serve(GRAPHS, work={})
+    return start_local
+
+
+@pytest.fixture
+def enqueue(producer: Producer) -> Enqueue:
+    """Enqueues a run on a thread of its own."""
+    numbers = iter(range(100))
+
+    def enqueue(text: str = "quick") -> Run:
+        return producer.enqueue("work", {"text": text}, tenant="acme", thread_id=f"t{next(numbers)}")
+
+    return enqueue
+
+
+def finishes(producer: Producer, *runs: Run) -> list[Run]:
+    done = [producer.wait(run.id, tenant="acme", timeout=20) for run in runs]
+    assert {(run.status, run.attempt) for run in done} == {("success", 1)}
+    return done
+
+
+def eventually(condition: Callable[[], bool]) -> bool:
+    """Whether it comes true within ten seconds."""
+    ends_at = time.monotonic() + 10
+    while not condition():
+        if time.monotonic() > ends_at:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+# ---------------------------------------------------------------------------------------------------
+# While Redis is well
+
+
+def test_a_run_whose_bell_was_lost_begins_within_five_seconds(
+    start: Callable[..., Any], enqueue: Enqueue, producer: Producer, settings: Settings
+) -> None:
+    defaults = {name: getattr(settings, name) for name in ("sweep_interval", "ring_again_after")}
+    start(**defaults)  # nobody answers the queue
+
+    (done,) = finishes(producer, enqueue())
+
+    assert done.started_at is not None
+    assert done.started_at - done.created_at < datetime.timedelta(seconds=5)
+
+
+def test_a_run_whose_bell_may_still_arrive_is_left_alone(
+    start: Callable[..., Any], enqueue: Enqueue, producer: Producer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks, take = threading.Semaphore(0), Taker._take
+
+    async def looking(taker: Taker, limit: int) -> None:
+        await take(taker, limit)
+        looks.release()
+
+    monkeypatch.setattr(Taker, "_take", looking)
+    start(ring_again_after=60)
+    run = enqueue()
+    for _ in range(4):
+        assert looks.acquire(timeout=20)
+
+    assert producer.get(run.id, tenant="acme").status == "pending"
+
+
+def test_no_more_are_taken_than_there_are_free_slots(
+    start: Callable[..., Any], enqueue: Enqueue, producer: Producer, admin: Any
+) -> None:
+    worker = start(concurrency=2)
+    admin.execute("alter table runs alter dispatched_at set default null")
+    runs = [enqueue("slow") for _ in range(5)]
+    for _ in range(2):
+        assert worker.graphs.begun.acquire(timeout=20)
+
+    assert not worker.graphs.begun.acquire(timeout=1)
+    assert admin.execute("select count(*) from runs where status = 'running'").fetchone() == (2,)
+    worker.graphs.gate.set()
+    finishes(producer, *runs)
+
+
+def test_a_look_that_fails_is_not_the_last(
+    start: Callable[..., Any], enqueue: Enqueue, producer: Producer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed, take = threading.Event(), Taker._take
+
+    async def failing(taker: Taker, limit: int) -> None:
+        if not failed.is_set():
+            failed.set()
+            raise ValueError("whatever it is")
+        await take(taker, limit)
+
+    monkeypatch.setattr(Taker, "_take", failing)
+    start()
+    run = enqueue()
+
+    finishes(producer, run)
+    assert failed.is_set()
+
+
+# ---------------------------------------------------------------------------------------------------
+# While it is not
+
+
+def test_while_redis_is_silent_runs_are_taken_at_once_and_each_by_one_worker(
+    start: Callable[..., Any],
+    enqueue: Enqueue,
+    producer: Producer,
+    redis: Redis,
+    proxy: Proxy,
+    through: dict[str, str],
+) -> None:
+    redis.start()
+    workers = [start(**through, ring_again_after=60) for _ in range(2)]
+    assert not any(worker.runtime._cancellations.redis_is_away for worker in workers)
+
+    proxy.silence()
+
+    began = time.monotonic()
+    assert eventually(lambda: all(worker.runtime._cancellations.redis_is_away for worker in workers))
+    assert time.monotonic() - began < AWAY_SECONDS + 2
+    runs = [enqueue(str(n)) for n in range(20)]
+    began = time.monotonic()
+    finishes(producer, *runs)
+    assert time.monotonic() - began < 5
+    assert sorted(workers[0].graphs.calls) == sorted(str(n) for n in range(20))
+    proxy.heal()
+    assert eventually(lambda: not any(worker.runtime._cancellations.redis_is_away for worker in workers))
+
+
+@pytest.fixture
+def run_worker(
+    serve: Callable[..., None], settings: Settings, through: dict[str, str]
+) -> Iterator[Callable[[], WorkerProcess]]:
+    """Starts a worker process, and does not wait until it hears bells."""
+    serve(GRAPHS, work={})
+    started: list[WorkerProcess] = []
+
+    def start() -> WorkerProcess:
+        started.append(
+            WorkerProcess(settings, "asyncio", sweep_interval=0.2, ring_again_after=0.5, **through)
+        )
+        started[-1].wait_for("graph.served")
+        return started[-1]
+
+    yield start
+    for worker in started:
+        worker.stop(signal.SIGKILL)
+
+
+def test_a_worker_that_never_had_a_redis_serves_all_the_same_and_can_be_stopped(
+    run_worker: Callable[[], WorkerProcess], enqueue: Enqueue, producer: Producer
+) -> None:
+    worker = run_worker()
+
+    finishes(producer, enqueue(), enqueue())
+
+    assert worker.process.poll() is None
+    began = time.monotonic()
+    assert worker.stop() == 0
+    assert time.monotonic() - began < 10
+
+
+def test_a_worker_whose_redis_says_nothing_serves_all_the_same_and_hears_it_when_it_does(
+    run_worker: Callable[[], WorkerProcess], enqueue: Enqueue, producer: Producer, redis: Redis, proxy: Proxy
+) -> None:
+    redis.start()
+    proxy.silence()
+    worker = run_worker()
+
+    finishes(producer, enqueue(), enqueue())
+
+    assert not any("worker.ready" in line for line in worker.lines)
+    proxy.heal()
+    worker.wait_for("worker.ready")
+    assert worker.stop() == 0

@@ -94,20 +94,16 @@ def another_running(run: Any) -> ColumnElement[bool]:
 
 
 def lane_is_free() -> ColumnElement[bool]:
-    """The run's thread is held by no dead letter, or by its own, or by that of a run behind it."""
-    held = RUNS.alias("held")
+    """The run's thread is held by no dead letter, or by the run's own."""
     return exists(
         select(THREADS.c.tenant).where(
             THREADS.c.tenant == RUNS.c.tenant,
             THREADS.c.thread_id == RUNS.c.thread_id,
             or_(
                 THREADS.c.held_by.is_(null()),
-                exists(
+                THREADS.c.held_by.in_(
                     # Correlated by hand: two levels up, SQLAlchemy would look at every run there is instead.
-                    select(LETTERS.c.id)
-                    .join(held, held.c.id == LETTERS.c.run_id)
-                    .where(LETTERS.c.id == THREADS.c.held_by, held.c.seq >= RUNS.c.seq)
-                    .correlate(THREADS, RUNS)
+                    select(LETTERS.c.id).where(LETTERS.c.run_id == RUNS.c.id).correlate(RUNS)
                 ),
             ),
         )

@@ -453,7 +453,9 @@ def test_what_no_retry_mends_is_a_dead_letter_at_once(
     done = finish(graph)
 
     assert (done.status, done.attempt, done.error.type) == ("error", 1, kind)
-    assert only_letter(desk).reason == "permanent"
+    letter = only_letter(desk)
+    assert letter.reason == "permanent"
+    assert letter.checkpoint_id is not None, "from which a replay sees that the input is in the state"
     ((*record, recorded_node, recorded_kind),) = attempts(admin)
     assert record == [1, "failed", f"permanent: {kind}"]
     assert (recorded_node, recorded_kind) == (node, kind)
@@ -560,14 +562,15 @@ def test_a_message_that_postgres_cannot_hold_is_recorded_as_far_as_it_can(
 
 
 def test_an_error_that_cannot_be_described_ends_its_run_all_the_same(
-    worker: Any, finish: Enqueue, desk: Desk, admin: Any
+    worker: Any, finish: Enqueue, producer: Producer, desk: Desk, admin: Any
 ) -> None:
     worker.graphs.troubles["second"] = [Mute(), Mute(), Mute()]
 
     done = finish()
 
     assert (done.status, done.error.type, done.error.message) == ("error", "Mute", "")
-    assert only_letter(desk).reason == "exhausted"
+    letter = only_letter(desk)
+    assert (letter.reason, letter.checkpoint_id) == ("exhausted", producer.state("acme", "t").checkpoint_id)
     assert attempts(admin) == [(n, "failed", "transient: unrecordable", None, "Mute") for n in (1, 2, 3)]
 
 

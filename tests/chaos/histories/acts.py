@@ -31,7 +31,7 @@ class Acts:
     WEIGHTS: ClassVar[dict[str, int]] = {
         "enqueue": 6,
         "answer a bell": 4,
-        "claim": 4,
+        "claim": 6,
         "claim any": 1,
         "claim without an answer": 2,
         "write": 4,
@@ -40,10 +40,11 @@ class Acts:
         "zombie": 6,
         "freeze": 3,
         "thaw": 2,
-        "lose a worker": 4,
+        "lose a worker": 3,
+        "lose a run": 8,
         "heartbeat": 1,
         "look for lost workers": 1,
-        "rescue": 4,
+        "rescue": 5,
         "sweep": 3,
         "expire": 2,
         "time passes": 4,
@@ -56,6 +57,16 @@ class Acts:
         "pause or unpause": 1,
     }
 
+    # How a history may begin, so that not each of them has to find the way there by chance.
+    PRELUDES: ClassVar[dict[str, tuple[str, ...]]] = {
+        "from nothing": (),
+        "with runs under way": ("claim", "claim"),
+        "with a dead letter": ("claim", "bury"),
+        "with a run that was lost twice": ("lose a run", "rescue", "lose a run", "rescue"),
+        "with a run that is lost once more": (*("lose a run", "rescue") * 2, "lose a run"),
+        "with a dead letter of a run that was lost": ("lose a run", "rescue") * 3,
+    }
+
     def __init__(self, world: World) -> None:
         self.world = world
         self.menu = Menu(world)
@@ -63,11 +74,13 @@ class Acts:
             "enqueue": self.enqueue,
             "answer a bell": self.answer,
             "claim any": self.claim_any,
+            "bury": self.bury,
             "claim without an answer": self.claim_without_an_answer,
             "write": lambda pick: self.one(pick.one(("write checkpoint", "write pending")), pick),
             "freeze": self.freeze,
             "thaw": self.thaw,
             "lose a worker": self.lose_a_worker,
+            "lose a run": self.lose_a_run,
             "heartbeat": self.heartbeat,
             "look for lost workers": lambda pick: self.one("strike", pick),
             "sweep": self.sweep,
@@ -79,12 +92,27 @@ class Acts:
 
     def act(self, name: str, number: int) -> str | None:
         """Does it or, where there is nothing for it to do, something else. Returns what was done."""
-        for candidate in (name, "claim", "enqueue"):
+        instead = () if name == "enqueue" else ("claim", "fail", "enqueue")
+        for candidate in (name, *instead):
             pick = Pick(number)
             act = self._acts.get(candidate)
             if act(pick) if act is not None else self.one(candidate, pick):
                 return candidate
         return None
+
+    def act_together(self, first: str, one: int, second: str, two: int, *, crash: bool) -> bool:
+        """Does two moves of these kinds at once, on the same thread where it can."""
+        if "enqueue" in (first, second) and not self.has_room():
+            return False
+        leading = self.menu.move(first, Pick(one)) or self.menu.move("claim", Pick(one))
+        if leading is None:
+            return False
+        lane = leading.on(self.world.model)
+        following = self.menu.move(second, Pick(two), lane) or self.menu.move("claim any", Pick(two), lane)
+        if following is None:
+            return False
+        self.world.do_together(leading, following, crash=crash)
+        return True
 
     def one(self, kind: str, pick: Pick) -> bool:
         """The picked move of this kind, if there is one."""
@@ -155,6 +183,12 @@ class Acts:
         self.world.write_down("the answer is lost")
         return True
 
+    def bury(self, pick: Pick) -> bool:
+        live = [grip for grip in self.world.grips if self.world.is_live(grip)]
+        if live:
+            self.world.do(self.menu.burial(live[0]))
+        return bool(live)
+
     # Losing workers.
 
     def freeze(self, pick: Pick) -> bool:
@@ -186,13 +220,38 @@ class Acts:
             return False
         process = pick.one(processes)
         orderly = pick.one((False, False, True)) and not process.frozen
-        self.world.write_down(f"{process.name} {'ends' if orderly else 'is killed'}")
         if orderly:
             self.world.do(StrikeOff(process.worker))
+        self._kill(process)
+        return True
+
+    def _kill(self, process: Process) -> None:
+        self.world.write_down(f"{process.name} is gone, and starts anew")
         self.world.grips = [grip for grip in self.world.grips if grip.worker != process.worker]
         process.frozen = False
         self.world.enlist(process)
-        return True
+
+    def lose_a_run(self, pick: Pick) -> bool:
+        """It is claimed, its worker is lost, and the leader sees it: mostly one that was lost before."""
+        model = self.world.model
+        ready = [run for run in model.runs.values() if model.may_be_claimed(run, alone=True)]
+        if not ready:
+            return False
+        run = pick.one(sorted(ready, key=lambda run: -run.losses)[:2])
+        claim = self.menu.claim_of(run, pick, right=True)
+        if claim is None:
+            return False
+        self.world.do(claim)
+        process = next(process for process in self.world.processes if process.worker == claim.worker)
+        how = pick.one(("freezes", "freezes and goes on", "is killed"))
+        if how == "is killed":
+            self._kill(process)
+        else:
+            process.frozen = True
+            self.world.write_down(f"{process.name} {how}")
+        self.world.pass_time(1)
+        process.frozen = how == "freezes"
+        return self.one("strike", pick)
 
     def heartbeat(self, pick: Pick) -> bool:
         """It compares what the worker runs with what it holds."""
@@ -249,6 +308,7 @@ class Acts:
         self.world.write_down("everything heals")
         self._settle()
         model = self.world.model
+        self.world.tally.letters.update(letter.reason for letter in model.letters.values())
         for run in model.runs.values():
             self.world.tally.healed[run.status] += 1
             if run.is_unfinished and not self._waits_for_a_person(run):

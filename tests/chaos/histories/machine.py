@@ -7,11 +7,11 @@ from hypothesis import HealthCheck, Phase
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 from tests.chaos.histories.acts import Acts
-from tests.chaos.histories.menu import MOVES, PICKS, Pick
+from tests.chaos.histories.menu import MOVES, PICKS
 from tests.chaos.histories.world import Stage, World
 
 numbers = st.integers(0, PICKS - 1)
-kinds = st.sampled_from(list(MOVES))
+kinds = st.sampled_from([kind for kind, (weight, _) in MOVES.items() for _ in range(weight)])
 
 
 class Histories(RuleBasedStateMachine):
@@ -34,9 +34,15 @@ class Histories(RuleBasedStateMachine):
         if self.is_whole:
             self.acts.heal()
 
-    @initialize(number=numbers)
-    def begin(self, number: int) -> None:
-        self._act("enqueue", number)
+    @initialize(
+        wishes=st.lists(numbers, min_size=1, max_size=3), prelude=st.sampled_from(list(Acts.PRELUDES))
+    )
+    def begin(self, wishes: list[int], prelude: str) -> None:
+        hypothesis.assume(wishes != [0])  # the simplest of all examples, with which hypothesis always begins
+        for number in wishes:
+            self._act("enqueue", number)
+        for what in Acts.PRELUDES[prelude]:
+            self._act(what, wishes[0])
 
     @rule(
         what=st.sampled_from([n for n, weight in Acts.WEIGHTS.items() for _ in range(weight)]), number=numbers
@@ -55,26 +61,22 @@ class Histories(RuleBasedStateMachine):
     def together(self, first: str, second: str, one: int, two: int, crash: bool) -> None:
         """The second begins before the first has committed, on the same thread where it can. crash: it never
         commits."""
-        menu, world = self.acts.menu, self.world
-        if "enqueue" in (first, second) and not self.acts.has_room():
-            return
-        leading = menu.move(first, Pick(one))
-        following = leading and menu.move(second, Pick(two), leading.on(world.model))
-        if leading is None or following is None:
-            return
         self.is_whole = False
-        world.do_together(leading, following, crash=crash)
-        world.tally.steps["one beside a crash" if crash else "two at once"] += 1
+        if self.acts.act_together(first, one, second, two, crash=crash):
+            self.world.tally.steps["one beside a crash" if crash else "two at once"] += 1
         self.is_whole = True
 
 
-def make_up(stage: Stage, seed: int, *, histories: int, steps: int, shrink: bool = True) -> None:
-    """So many histories of so many steps. Raises Broken, with the shortest history that is found to do it."""
+def make_up(stage: Stage, seed: int, *, steps: int, shrink: bool = True) -> None:
+    """A history of so many steps. Raises Broken, with the shortest history that is found to do the same.
+
+    One at a time: of many, hypothesis makes most by repeating parts of those before.
+    """
     machine = hypothesis.seed(seed)(type("Histories", (Histories,), {"stage": stage}))
     run_state_machine_as_test(
         machine,
         settings=hypothesis.settings(
-            max_examples=histories,
+            max_examples=1,
             stateful_step_count=steps,
             deadline=None,
             database=None,

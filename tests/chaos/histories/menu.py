@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from tests.chaos.histories.model import QUARANTINE_LOSSES, Ending, LaneId, Request, Run, Trip
+from tests.chaos.histories.model import QUARANTINE_LOSSES, SUPERSEDING, Ending, LaneId, Request, Run, Trip
 from tests.chaos.histories.moves import (
     GRAPHS,
     Beat,
@@ -62,7 +62,8 @@ class Menu:
 
     def move(self, kind: str, pick: Pick, lane: LaneId | None = None) -> Move | None:
         """The picked move of the kind; None where there is none."""
-        return MOVES[kind](self, pick, lane)
+        _, move = MOVES[kind]
+        return move(self, pick, lane)
 
     def _runs(self, lane: LaneId | None, *, which: Callable[[Run], bool]) -> list[Run]:
         found = [run for run in self._world.model.runs.values() if which(run)]
@@ -89,17 +90,19 @@ class Menu:
         return Enqueue(tuple(self._request(pick, lane) for _ in range(pick.one((1, 1, 2)))))
 
     def _request(self, pick: Pick, lane: LaneId | None) -> Request:
-        delay = pick.one((0, 0, SOON))
-        deadline = pick.one((None, None, SOON, LATER))
+        delay = pick.one((0, 0, 0, SOON))
+        graph = pick.one(GRAPHS)
+        # Known: a run that expires behind others holds these too (test_time_limits.py).
+        deadline = None if graph == "holds" else pick.one((None, None, None, None, SOON, LATER))
         return Request(
             id=uuid.uuid4(),
             lane=lane or pick.one(LANES),
-            graph=pick.one(GRAPHS),
+            graph=graph,
             max_attempts=pick.one((3, 1)),
             delay=delay,
             deadline=None if deadline is None else deadline + 2 * delay,
-            key=pick.one((None, None, "k")),
-            strategy=pick.one(("enqueue", "enqueue", "reject")),
+            key=pick.one((None, None, None, "k")),
+            strategy=pick.one(("enqueue",) * 6 + ("reject", *SUPERSEDING)),
         )
 
     # What runs them.
@@ -127,15 +130,24 @@ class Menu:
         return {"run_id": grip.run_id, "attempt": grip.attempt, "lane": lane}
 
     def write_checkpoint(self, pick: Pick, lane: LaneId | None) -> Move | None:
-        grips = self._grips(lane)
+        grips = self._writing(pick, lane)
         return self.write(pick.one(grips)) if grips else None
 
     def write(self, grip: Grip) -> Move:
-        return WriteCheckpoint(**self._of_grip(grip), checkpoint=self._new_name("c"))
+        parent = self._world.model.head(self._world.model.runs[grip.run_id].lane)
+        return WriteCheckpoint(**self._of_grip(grip), checkpoint=self._new_name("c"), parent=parent)
 
     def write_pending(self, pick: Pick, lane: LaneId | None) -> Move | None:
-        grips = self._grips(lane)
-        return WritePending(**self._of_grip(pick.one(grips)), task=self._new_name("t")) if grips else None
+        grips = self._writing(pick, lane)
+        return self.pending(pick.one(grips)) if grips else None
+
+    def _writing(self, pick: Pick, lane: LaneId | None) -> list[Grip]:
+        return self._grips(lane, live=pick.one((True, True, None)))
+
+    def pending(self, grip: Grip) -> Move:
+        """Beside the thread's newest checkpoint; before there is one, beside one that is never written."""
+        head = self._world.model.head(self._world.model.runs[grip.run_id].lane)
+        return WritePending(**self._of_grip(grip), task=self._new_name("t"), checkpoint=head or "c0000")
 
     def succeed(self, pick: Pick, lane: LaneId | None) -> Move | None:
         grips = self._grips(lane, live=True)
@@ -158,6 +170,10 @@ class Menu:
             ending=self._ending(run, pick),
             checkpoint=self._world.model.newest_checkpoint(run.id),
         )
+
+    def burial(self, grip: Grip) -> Move:
+        """The permanent failure of its attempt."""
+        return self.failure(grip, Pick(0))
 
     def _ending(self, run: Run, pick: Pick) -> Ending:
         last = run.failures + 1 >= run.max_attempts
@@ -192,7 +208,7 @@ class Menu:
             lambda: self.write(grip),
             lambda: self.success(grip, pick),
             lambda: self.failure(grip, pick),
-            lambda: WritePending(**self._of_grip(grip), task=self._new_name("t")),
+            lambda: self.pending(grip),
             lambda: CountRefused(grip.run_id, grip.attempt, self._world.refused.pop(grip, 0) + 1),
         ]
         return pick.one(acts)()
@@ -263,7 +279,7 @@ class Menu:
         if not runs:
             return None
         run = pick.one(runs)
-        return Cancel(run.id, run.lane[0])
+        return Cancel(run.id, run.lane[0], pick.one(("interrupt", "rollback")))
 
     def _lettered(self, lane: LaneId | None) -> list[Run]:
         letters = self._world.model.letters
@@ -291,25 +307,26 @@ class Menu:
         return Pause(tenant, pick.one((False, False, True)))
 
 
-MOVES: dict[str, Callable[[Menu, Pick, LaneId | None], Move | None]] = {
-    "claim": Menu.serve,
-    "claim any": Menu.stray,
-    "enqueue": Menu.enqueue,
-    "succeed": Menu.succeed,
-    "fail": Menu.fail,
-    "zombie": Menu.zombie,
-    "write checkpoint": Menu.write_checkpoint,
-    "write pending": Menu.write_pending,
-    "cancel": Menu.cancel,
-    "rescue": Menu.rescue,
-    "beat": Menu.beat,
-    "strike": Menu.strike,
-    "give back": Menu.give_back,
-    "expire": Menu.expire,
-    "ring again": Menu.ring_again,
-    "replay": Menu.replay,
-    "discard": Menu.discard,
-    "park": Menu.park,
-    "schedule": Menu.schedule,
-    "pause": Menu.pause,
+# How often each is one of two at once, and the move of that kind.
+MOVES: dict[str, tuple[int, Callable[[Menu, Pick, LaneId | None], Move | None]]] = {
+    "claim": (4, Menu.serve),
+    "claim any": (2, Menu.stray),
+    "enqueue": (4, Menu.enqueue),
+    "succeed": (3, Menu.succeed),
+    "fail": (4, Menu.fail),
+    "zombie": (3, Menu.zombie),
+    "write checkpoint": (3, Menu.write_checkpoint),
+    "write pending": (2, Menu.write_pending),
+    "cancel": (3, Menu.cancel),
+    "rescue": (4, Menu.rescue),
+    "strike": (2, Menu.strike),
+    "beat": (2, Menu.beat),
+    "give back": (2, Menu.give_back),
+    "expire": (2, Menu.expire),
+    "ring again": (2, Menu.ring_again),
+    "replay": (3, Menu.replay),
+    "discard": (2, Menu.discard),
+    "park": (1, Menu.park),
+    "schedule": (1, Menu.schedule),
+    "pause": (1, Menu.pause),
 }

@@ -9,7 +9,8 @@ tick, so that the milliseconds which pass in the database make no difference.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 from uuid import UUID
@@ -21,6 +22,7 @@ BREAKER_TRIALS = 3
 SILENCE = 0.5  # ticks after which a heartbeat is stale, and a bell counts as lost
 UNFINISHED = ("pending", "running")
 FAILED = ("error", "timeout")
+SUPERSEDING = ("interrupt", "rollback")
 TERMINAL = ("success", "error", "timeout", "interrupted")
 OPEN = ("waiting", "parked", "replaying")
 
@@ -63,6 +65,7 @@ class Run:
     throttled: float = 0
     worker: UUID | None = None
     started: bool = False
+    action: str | None = None  # with which it was cancelled
 
     @property
     def is_unfinished(self) -> bool:
@@ -82,7 +85,7 @@ class Lane:
     status: str = "idle"
     last_seq: int = 0
     asks: bool = False  # its last run stopped with a question
-    shown_holder: UUID | None = None  # whose dead letter the ledger says holds it, where several do
+    at_node: bool = False  # it stands before a node that is still to be run
 
 
 @dataclass
@@ -114,6 +117,21 @@ class Breaker:
     graphs: list[str]
     failures: int
     open_until: float | None
+
+
+class Checkpoint(NamedTuple):
+    lane: LaneId
+    run_id: UUID
+    attempt: int
+    parent: str | None
+
+
+class Beside(NamedTuple):
+    """A pending write beside a checkpoint, which may be another run's, or none's."""
+
+    lane: LaneId
+    run_id: UUID
+    checkpoint: str
 
 
 class Request(NamedTuple):
@@ -164,8 +182,8 @@ class Model:
     workers: dict[UUID, float] = field(default_factory=dict)
     breakers: dict[tuple[str, str], Breaker] = field(default_factory=dict)
     paused: dict[str, bool] = field(default_factory=dict)
-    checkpoints: dict[str, tuple[LaneId, UUID, int]] = field(default_factory=dict)
-    writes: dict[str, tuple[LaneId, UUID]] = field(default_factory=dict)
+    checkpoints: dict[str, Checkpoint] = field(default_factory=dict)
+    writes: dict[str, Beside] = field(default_factory=dict)
 
     # What holds.
 
@@ -229,105 +247,106 @@ class Model:
         return self.is_ready(run) and not self.is_expired(run) and (alone or not run.runs_alone)
 
     def newest_checkpoint(self, run_id: UUID) -> str | None:
-        return max((id_ for id_, (_, owner, _) in self.checkpoints.items() if owner == run_id), default=None)
+        own = (id_ for id_, checkpoint in self.checkpoints.items() if checkpoint.run_id == run_id)
+        return max(own, default=None)
+
+    def head(self, lane: LaneId) -> str | None:
+        """The lane's newest checkpoint."""
+        of_lane = (id_ for id_, checkpoint in self.checkpoints.items() if checkpoint.lane == lane)
+        return max(of_lane, default=None)
 
     # What happens. Each method is a move's: it changes the model and says what the mover is told.
 
     def enqueue(self, requests: Sequence[Request]) -> Outcome:
-        """All of them or none, each tenant's at once, the tenants by their names."""
-        kept = self._snapshot_of_lanes(requests)
-        inserted: dict[UUID, Run] = {}
-        keys = {(run.lane[0], run.key): run for run in self.runs.values() if run.key is not None}
-        for tenant in sorted({request.lane[0] for request in requests}):
-            group = [request for request in requests if request.lane[0] == tenant]
-            for run in self._insert(group, keys):
-                inserted[run.id] = run
+        """All of them or none, to the effect of one after the other.
+
+        Told: whose they are, one for each request, and whose place they took.
+        """
+        stood = copy.deepcopy(vars(self))
+        inserted: list[Run] = []
+        superseded: set[UUID] = set()
+        entered: set[LaneId] = set()
+        for request in requests:
+            superseded.update(self._supersede(request))
+            run = self._insert(request, first=request.lane not in entered)
+            entered.add(request.lane)
+            if run is not None:
+                inserted.append(run)
+        refusal, answers = self._answers(requests)
+        if refusal is not None:
+            vars(self).update(stood)
+            return Outcome(refusal)
+        bells = (run.bell for run in inserted if run.rung is not None and run.id not in superseded)
+        return Outcome("enqueued", tuple(sorted(bells)), (answers, tuple(sorted(superseded))))
+
+    def _answers(self, requests: Sequence[Request]) -> tuple[str | None, tuple[UUID, ...]]:
+        """The refusal, if there is one, and the run of each request: its own, or that with its key."""
         answers = []
         for request in requests:
-            run = inserted.get(request.id)
-            if run is None and request.key is not None:
-                run = keys.get((request.lane[0], request.key))
-            refusal = None
+            run = self.runs.get(request.id) or self._of_key(request)
             if run is None:
-                refusal = "ThreadBusy"
-            elif (run.lane, run.graph) != (request.lane, request.graph):
-                refusal = "IdempotencyConflict"
-            if refusal is not None or run is None:
-                self._undo(inserted, kept)
-                return Outcome(refusal or "ThreadBusy")
+                return "ThreadBusy", ()
+            if (run.lane, run.graph) != (request.lane, request.graph):
+                return "IdempotencyConflict", ()
             answers.append(run.id)
-        bells = tuple(run.bell for run in inserted.values() if run.rung is not None)
-        return Outcome("enqueued", tuple(sorted(bells)), tuple(answers))
+        return None, tuple(answers)
 
-    def _snapshot_of_lanes(self, requests: Sequence[Request]) -> dict[LaneId, tuple[str, int] | None]:
-        return {
-            request.lane: (lane.status, lane.last_seq) if (lane := self.lanes.get(request.lane)) else None
-            for request in requests
-        }
+    def _of_key(self, request: Request) -> Run | None:
+        """The run of its tenant that has the request's key."""
+        same = (run for run in self.runs.values() if run.lane[0] == request.lane[0])
+        return next((run for run in same if request.key is not None and run.key == request.key), None)
 
-    def _undo(self, inserted: Iterable[UUID], lanes: dict[LaneId, tuple[str, int] | None]) -> None:
-        for run_id in inserted:
-            del self.runs[run_id]
-        for id_, stood in lanes.items():
-            if stood is None:
-                self.lanes.pop(id_, None)
-            else:
-                self.lanes[id_].status, self.lanes[id_].last_seq = stood
+    def _supersede(self, request: Request) -> list[UUID]:
+        if request.strategy not in SUPERSEDING or self._of_key(request) is not None:
+            return []
+        ended = self.unfinished(request.lane)
+        self._end_on_request(ended, request.strategy, f"multitask {request.strategy}")
+        self._take_back(ended, request.strategy)
+        return [run.id for run in ended]
 
-    def _insert(self, group: Sequence[Request], keys: dict[tuple[str, str | None], Run]) -> Iterator[Run]:
-        seqs: dict[LaneId, int] = {}
-        stands_free = {}
-        for request in group:
-            lane = self.lanes.setdefault(request.lane, Lane())
-            seqs.setdefault(request.lane, lane.last_seq)
-            stands_free.setdefault(request.lane, not self.unfinished(request.lane))
-            lane.last_seq += 1
-        first = set(seqs)
-        for request in group:
-            seqs[request.lane] += 1
-            leads = request.lane in first and stands_free[request.lane]
-            first.discard(request.lane)
-            taken = request.key is not None and (request.lane[0], request.key) in keys
-            if taken or (request.strategy == "reject" and not leads):
-                continue
-            run = Run(
-                id=request.id,
-                name=f"r{len(self.runs) + 1}",
-                lane=request.lane,
-                seq=seqs[request.lane],
-                graph=request.graph,
-                max_attempts=request.max_attempts,
-                due=self.now + request.delay,
-                deadline=None if request.deadline is None else self.now + request.deadline,
-                key=request.key,
-                rung=None,
-            )
-            if leads and run.due <= self.now and not self.holders(run.lane):
-                run.rung = self.now
-            self.runs[run.id] = run
-            self.lanes[run.lane].status = "busy"
-            if request.key is not None:
-                keys[request.lane[0], request.key] = run
-            yield run
+    def _insert(self, request: Request, *, first: bool) -> Run | None:
+        """first: of its call on its lane. What follows is never at the head, whatever became of the first."""
+        lane = self.lanes.setdefault(request.lane, Lane())
+        lane.last_seq += 1
+        leads = (first or request.strategy in SUPERSEDING) and not self.unfinished(request.lane)
+        if self._of_key(request) is not None or (request.strategy == "reject" and not leads):
+            return None
+        run = Run(
+            id=request.id,
+            name=f"r{len(self.runs) + 1}",
+            lane=request.lane,
+            seq=lane.last_seq,
+            graph=request.graph,
+            max_attempts=request.max_attempts,
+            due=self.now + request.delay,
+            deadline=None if request.deadline is None else self.now + request.deadline,
+            key=request.key,
+            rung=None,
+        )
+        if leads and run.due <= self.now and not self.holders(run.lane):
+            run.rung = self.now
+        self.runs[run.id] = run
+        lane.status = "busy"
+        return run
 
     def claim(self, run_id: UUID, worker: UUID, *, alone: bool) -> Outcome:
         run = self.runs[run_id]
-        if not self.may_be_claimed(run, alone=alone):
+        if worker not in self.workers or not self.may_be_claimed(run, alone=alone):
             return Outcome("dropped")
         run.status, run.worker, run.rung, run.started = "running", worker, self.now, True
         run.attempt += 1
         return Outcome("claimed", (), (run.attempt, run.failures, run.losses))
 
-    def write(self, run_id: UUID, attempt: int, checkpoint: str) -> Outcome:
+    def write(self, run_id: UUID, attempt: int, checkpoint: str, parent: str | None) -> Outcome:
         if not self.holds_lease(run_id, attempt):
             return Outcome("fenced")
-        self.checkpoints[checkpoint] = (self.runs[run_id].lane, run_id, attempt)
+        self.checkpoints[checkpoint] = Checkpoint(self.runs[run_id].lane, run_id, attempt, parent)
         return Outcome("written")
 
-    def write_pending(self, run_id: UUID, attempt: int, task: str) -> Outcome:
+    def write_pending(self, run_id: UUID, attempt: int, task: str, checkpoint: str) -> Outcome:
         if not self.holds_lease(run_id, attempt):
             return Outcome("fenced")
-        self.writes[task] = (self.runs[run_id].lane, run_id)
+        self.writes[task] = Beside(self.runs[run_id].lane, run_id, checkpoint)
         return Outcome("written")
 
     def succeed(
@@ -341,7 +360,7 @@ class Model:
         if letter is not None and letter.status == "replaying":
             letter.status, letter.due = "resolved", None
         lane = self.lanes[run.lane]
-        lane.asks = asks
+        lane.asks = lane.at_node = asks
         self._show(run, "interrupted" if asks else "idle")
         for kind, name in [("graph", run.graph), *(("dependency", call) for call in calls)]:
             breaker = self.breakers.get((kind, name))
@@ -364,8 +383,8 @@ class Model:
             return Outcome("ended", self._bury(run, ending.status, ending.reason, hold, seen))
         run.status = "pending"
         run.due = self.now + ending.delay
-        run.rung = self.now if ending.delay <= 0 else None
-        return Outcome("ended", (run.bell,) if run.rung is not None else ())
+        run.rung = None  # as though nobody had rung, should the bell be lost
+        return Outcome("ended", (run.bell,) if ending.delay <= 0 else ())
 
     def rescue(
         self, run_id: UUID, attempt: int, cause: str, losses: int, *, hold: bool, seen: Outcome
@@ -389,19 +408,77 @@ class Model:
         self._show(run, "error")
         return self._ring_next(run, seen, held=hold)
 
-    def cancel(self, run_id: UUID, seen: Outcome) -> Outcome:
+    def cancel(self, run_id: UUID, action: str, seen: Outcome) -> Outcome:
         run = self.runs[run_id]
         if not run.is_unfinished:
             return Outcome("NotCancellable")
-        was_running = run.status == "running"
-        if was_running:
-            self.records[run_id, run.attempt] = Record("cancelled", "on request", run.worker, run.rung)
-        run.status = "interrupted"
-        letter = self.letters.get(run_id)
-        if letter is not None and letter.status == "replaying":
-            letter.status, letter.due = "discarded", None
-        self._show(run, "interrupted" if was_running or self.lanes[run.lane].asks else "idle")
+        self._end_on_request([run], action, "on request")
+        left = "interrupted" if action == "interrupt" and run.started else self._status_before(run)
+        self._show(run, left)
+        self._take_back([run], action)
         return Outcome("cancelled", self._ring_next(run, seen))
+
+    def _end_on_request(self, runs: Sequence[Run], action: str, cause: str) -> None:
+        for run in runs:
+            if run.status == "running":
+                self.records[run.id, run.attempt] = Record("cancelled", cause, run.worker, run.rung)
+            run.status, run.action = "interrupted", action
+            letter = self.letters.get(run.id)
+            if letter is None or letter.status != "replaying":
+                continue
+            letter.status, letter.due = "discarded", None
+            lane = self.lanes[run.lane]
+            if action == "rollback" and not lane.asks and not self._has_moved(run):
+                lane.at_node = False  # at no node of the failed run any more
+
+    def _has_moved(self, run: Run) -> bool:
+        return any(later.started for later in self.on(run.lane) if later.seq > run.seq)
+
+    def _status_before(self, cancelled: Run) -> str:
+        """As the last run that took effect had left the lane."""
+        took_effect = [
+            run
+            for run in self.on(cancelled.lane)
+            if run.started and not run.is_unfinished and run.action != "rollback" and run is not cancelled
+        ]
+        if not took_effect:
+            return "idle"
+        lane, last = self.lanes[cancelled.lane], took_effect[-1].status
+        if last == "success":
+            return "interrupted" if lane.asks or lane.at_node else "idle"
+        return "interrupted" if last == "interrupted" else "error"
+
+    def _take_back(self, cancelled: Sequence[Run], action: str) -> None:
+        """What rolled back runs wrote is gone, and what a cancelled run has answered is asked no more."""
+        if not cancelled:
+            return
+        lane = cancelled[0].lane
+        ids = {run.id for run in cancelled}
+        if action == "rollback":
+            self._roll_back(lane, ids)
+        head = self.head(lane)
+        if head is not None:
+            wrote = {self.checkpoints[head].run_id}
+            wrote |= {w.run_id for w in self.writes.values() if w.lane == lane and w.checkpoint == head}
+            if wrote & ids:
+                self.lanes[lane].asks = False
+
+    def _roll_back(self, lane: LaneId, ids: set[UUID]) -> None:
+        """Removes the runs' checkpoints after the last upon which another run's is built."""
+        of_lane = {id_: c for id_, c in self.checkpoints.items() if c.lane == lane}
+        mine = {id_ for id_, checkpoint in of_lane.items() if checkpoint.run_id in ids}
+        built_upon = max(
+            (c.parent for id_, c in of_lane.items() if c.parent in mine and id_ not in mine and c.parent),
+            default="",
+        )
+        gone = {id_ for id_ in mine if id_ > built_upon}
+        led_on = {c.parent for id_, c in of_lane.items() if id_ not in gone}
+        for id_ in gone:
+            del self.checkpoints[id_]
+        for task, write in list(self.writes.items()):
+            beside = write.checkpoint in gone or (write.run_id in ids and write.checkpoint not in led_on)
+            if write.lane == lane and beside:
+                del self.writes[task]
 
     def ring_again(self, limit: int, seen: Outcome) -> Outcome:
         """So many of the ready runs as the limit lets through, whichever the ledger takes first."""
@@ -424,8 +501,8 @@ class Model:
         letter, run = self.letters[run_id], self.runs[run_id]
         if letter.status not in ("waiting", "parked"):
             return Outcome("NotReplayable")
-        moved = any(later.started for later in self.on(run.lane) if later.seq > run.seq)
-        letter.status, letter.due, letter.mode = "replaying", None, "append" if moved else "resume"
+        letter.mode = "append" if self._has_moved(run) else "resume"
+        letter.status, letter.due = "replaying", None
         letter.replays += 1
         run.status, run.due, run.deadline, run.rung, run.worker = "pending", self.now, None, None, None
         run.failures, run.throttled, run.losses = 0, 0, min(run.losses, QUARANTINE_LOSSES)
@@ -478,12 +555,18 @@ class Model:
     def strike_off(self, worker: UUID) -> Outcome:
         return Outcome("struck off" if self.workers.pop(worker, None) is not None else "unknown")
 
-    def strike_off_silent(self) -> Outcome:
-        """Told: who was struck off, and the attempts whose workers are gone."""
+    def strike_off_silent(self, seen: Outcome) -> Outcome:
+        """Told: who was struck off, and the attempts whose workers are gone.
+
+        What is claimed meanwhile by a worker that is being struck off is found the next time.
+        """
         silent = sorted(worker for worker, at in self.workers.items() if at < self.now - SILENCE)
         for worker in silent:
             del self.workers[worker]
         orphans = self._attempts(lambda run: run.status == "running" and run.worker not in self.workers)
+        match seen.told:
+            case (_, tuple(found)) if set(found) <= set(orphans):
+                orphans = tuple(o for o in orphans if o in found or o[0] not in self.locked)
         return Outcome("swept", (), (tuple(silent), orphans))
 
     def look_for_expired(self) -> Outcome:

@@ -44,9 +44,11 @@ from threadmill.core.transitions import (
     trip,
 )
 from threadmill.dlq.desk import discard_letter, note, replay_letter
+from threadmill.producers.cancellation import CancelAction
 from threadmill.producers.catalogue import Catalogue
 from threadmill.producers.enqueue import enqueue
 from threadmill.producers.queries import cancel_run
+from threadmill.producers.quotas import Quotas
 from threadmill.producers.request import check_request
 from threadmill.workers.checkpoint_writes import checkpoint_write, pending_writes
 from threadmill.workers.ending import Retry, requeue_parameters
@@ -161,9 +163,12 @@ class Enqueue(Move):
 
     def plan(self, context: Context) -> Plan[Outcome]:
         enqueued = yield from enqueue(
-            [self._request(request, context.settings) for request in self.requests], context.catalogue
+            [self._request(request, context.settings) for request in self.requests],
+            context.catalogue,
+            Quotas(context.settings),
         )
-        return Outcome("enqueued", _bells(*enqueued.bells), tuple(UUID(run.id) for run in enqueued.runs))
+        told = (tuple(UUID(run.id) for run in enqueued.runs), tuple(sorted(enqueued.cancelled)))
+        return Outcome("enqueued", _bells(*enqueued.bells), told)
 
     def _request(self, request: Request, settings: Settings) -> Any:
         now = datetime.datetime.now(datetime.UTC)
@@ -243,6 +248,7 @@ class WriteCheckpoint(OfGrip):
     kind = "write checkpoint"
     lane: LaneId
     checkpoint: str
+    parent: str | None
 
     def carry_out(self, connection: psycopg.Connection[Any], context: Context) -> Outcome:
         key = thread_key(*self.lane)
@@ -250,8 +256,8 @@ class WriteCheckpoint(OfGrip):
             "key": key,
             "namespace": "",
             "checkpoint_id": self.checkpoint,
-            "parent_id": None,
-            "checkpoint": Jsonb({}),
+            "parent_id": self.parent,
+            "checkpoint": Jsonb({"channel_versions": {"channel": self.checkpoint}}),
             "metadata": Jsonb({"run_id": str(self.run_id), "attempt": self.attempt}),
         }
         blobs = [(key, "", "channel", self.checkpoint, "bytes", b"value")]
@@ -259,7 +265,7 @@ class WriteCheckpoint(OfGrip):
         return _write(connection, *checkpoint_write(binding, fields, blobs))
 
     def apply(self, model: Model, seen: Outcome) -> Outcome:
-        return model.write(self.run_id, self.attempt, self.checkpoint)
+        return model.write(self.run_id, self.attempt, self.checkpoint, self.parent)
 
 
 @dataclass(frozen=True)
@@ -267,14 +273,15 @@ class WritePending(OfGrip):
     kind = "write pending"
     lane: LaneId
     task: str
+    checkpoint: str
 
     def carry_out(self, connection: psycopg.Connection[Any], context: Context) -> Outcome:
-        row = (thread_key(*self.lane), "", "0", self.task, "", 0, "channel", "bytes", b"value")
+        row = (thread_key(*self.lane), "", self.checkpoint, self.task, "", 0, "channel", "bytes", b"value")
         binding = {"tenant": self.lane[0], **self.held()}
         return _write(connection, *pending_writes(binding, [("channel", "value")], [row]))
 
     def apply(self, model: Model, seen: Outcome) -> Outcome:
-        return model.write_pending(self.run_id, self.attempt, self.task)
+        return model.write_pending(self.run_id, self.attempt, self.task, self.checkpoint)
 
 
 def _write(connection: psycopg.Connection[Any], sql: str, parameters: dict[str, Any]) -> Outcome:
@@ -337,7 +344,7 @@ class Fail(OfGrip):
                 "reason": ending.reason,
                 "cause": ending.cause,
                 "fingerprint": "0",
-                "next_nodes": None,
+                "next_nodes": ["node"],
                 "spent": ending.spent,
                 "lost": ending.lost,
                 "hold": holds(self.graph),
@@ -369,6 +376,7 @@ class Fail(OfGrip):
         outcome = model.end(self.run_id, self.attempt, self.ending, hold=holds(self.graph), seen=seen)
         if outcome.word == "ended" and self.ending.delay is None:
             model.letters[self.run_id].checkpoint = self.checkpoint
+            model.lanes[self.lane].at_node = True
         return outcome
 
     def told(self, model: Model) -> str:
@@ -437,13 +445,17 @@ class Expire(OfGrip):
 class Cancel(OfRun):
     kind = "cancel"
     tenant: str
+    action: CancelAction
 
     def plan(self, context: Context) -> Plan[Outcome]:
-        _, bells = yield from cancel_run(self.run_id, self.tenant)
+        _, bells = yield from cancel_run(self.run_id, self.tenant, self.action)
         return Outcome("cancelled", _bells(*bells))
 
     def apply(self, model: Model, seen: Outcome) -> Outcome:
-        return model.cancel(self.run_id, seen)
+        return model.cancel(self.run_id, self.action, seen)
+
+    def told(self, model: Model) -> str:
+        return f"{super().told(model)} ({self.action})"
 
 
 @dataclass(frozen=True)
@@ -577,7 +589,7 @@ class StrikeOffSilent(Move):
         return Outcome("swept", (), (struck, tuple(sorted((row["id"], row["attempt"]) for row in runs))))
 
     def apply(self, model: Model, seen: Outcome) -> Outcome:
-        return model.strike_off_silent()
+        return model.strike_off_silent(seen)
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ class LanePicture(NamedTuple):
     status: str
     last_seq: int
     asks: bool
+    at_node: bool
     held_by: UUID | None  # the run of the dead letter that holds it
 
 
@@ -62,6 +63,14 @@ class BreakerPicture(NamedTuple):
     open_until: float | None
 
 
+class CheckpointPicture(NamedTuple):
+    thread: str
+    run: str
+    attempt: str
+    parent: str | None
+    blob: str | None  # the thread of its blob
+
+
 @dataclass(frozen=True)
 class Picture:
     """Times are in ticks from now, rounded to half a tick. letters: by their runs."""
@@ -74,8 +83,8 @@ class Picture:
     workers: dict[UUID, float]
     breakers: dict[tuple[str, str], BreakerPicture]
     paused: dict[str, bool]
-    checkpoints: dict[str, tuple[str, str, str, str]]  # thread, run, attempt, and the thread of its blob
-    writes: dict[str, tuple[str, UUID]]
+    checkpoints: dict[str, CheckpointPicture]
+    writes: dict[str, tuple[str, UUID, str]]  # thread, run, and the checkpoint beside which it stands
 
 
 def _ahead(column: str) -> str:
@@ -91,8 +100,8 @@ _STATEMENTS = [
     from runs
     """,
     """
-    select t.tenant, t.thread_id, t.status, t.last_seq, t.interrupts is not null, l.run_id,
-        t.held_by is not null
+    select t.tenant, t.thread_id, t.status, t.last_seq, t.interrupts is not null, t.next_nodes <> '{}',
+        l.run_id, t.held_by is not null
     from threads t left join dead_letters l on l.id = t.held_by
     """,
     f"""
@@ -107,10 +116,10 @@ _STATEMENTS = [
     "select name, paused from tenants",
     """
     select coalesce(checkpoint_id, version), c.thread_id, metadata ->> 'run_id', metadata ->> 'attempt',
-        b.thread_id
+        parent_checkpoint_id, b.thread_id
     from checkpoints c full join checkpoint_blobs b on version = checkpoint_id
     """,
-    "select task_id, thread_id, run_id from checkpoint_writes",
+    "select task_id, thread_id, run_id, checkpoint_id from checkpoint_writes",
 ]
 NOBODY = UUID(int=0)  # who holds a lane by a dead letter that is not there
 
@@ -130,7 +139,7 @@ def look(connection: psycopg.Connection[Any]) -> Picture:
             for row in runs
         },
         lanes={
-            (row[0], row[1]): LanePicture(*row[2:5], (row[5] or NOBODY) if row[6] else None) for row in lanes
+            (row[0], row[1]): LanePicture(*row[2:6], (row[6] or NOBODY) if row[7] else None) for row in lanes
         },
         records={(row[0], row[1]): RecordPicture(*row[2:5], _half(row[5]), row[6]) for row in records},
         letters={row[0]: LetterPicture(*row[2:7], _half(row[7])) for row in letters},
@@ -138,8 +147,8 @@ def look(connection: psycopg.Connection[Any]) -> Picture:
         workers={row[0]: row[1] / 2 for row in workers},
         breakers={(row[0], row[1]): BreakerPicture(tuple(row[2]), row[3], _half(row[4])) for row in breakers},
         paused=dict(paused),
-        checkpoints={row[0]: row[1:] for row in checkpoints},
-        writes={row[0]: (row[1], row[2]) for row in writes},
+        checkpoints={row[0]: CheckpointPicture(*row[1:]) for row in checkpoints},
+        writes={row[0]: row[1:] for row in writes},
     )
 
 
@@ -164,7 +173,8 @@ def imagine(model: Model) -> Picture:
             for run in model.runs.values()
         },
         lanes={
-            id_: LanePicture(lane.status, lane.last_seq, lane.asks, None) for id_, lane in model.lanes.items()
+            id_: LanePicture(lane.status, lane.last_seq, lane.asks, lane.at_node, None)
+            for id_, lane in model.lanes.items()
         },
         records={
             key: RecordPicture(
@@ -187,10 +197,15 @@ def imagine(model: Model) -> Picture:
         },
         paused=dict(model.paused),
         checkpoints={
-            id_: (":".join(lane), str(run_id), str(attempt), ":".join(lane))
-            for id_, (lane, run_id, attempt) in model.checkpoints.items()
+            id_: CheckpointPicture(
+                ":".join(lane), str(run_id), str(attempt), parent, blob=":".join(lane)
+            )
+            for id_, (lane, run_id, attempt, parent) in model.checkpoints.items()
         },
-        writes={task: (":".join(lane), run_id) for task, (lane, run_id) in model.writes.items()},
+        writes={
+            task: (":".join(lane), run_id, checkpoint)
+            for task, (lane, run_id, checkpoint) in model.writes.items()
+        },
     )  # fmt: skip
 
 

@@ -19,15 +19,17 @@ def _lines(tally: Tally, seconds: float) -> Iterator[str]:
     yield f"{'moves on the ledger, each compared':<44} {tally.moves.total():>9,}"
     yield f"{'seconds':<44} {seconds:>9,.0f}"
     yield "steps by what was done:"
-    yield from _counted((name, count) for name, count in tally.steps.items())
+    yield from _counted(tally.steps.items())
     yield "moves by what came of them:"
     yield from _counted((f"{kind}: {word}", count) for (kind, word), count in tally.moves.items())
     yield "two at once, and whether the second waited:"
     for first, second in sorted({(first, second) for first, second, _ in tally.together}):
         waited, not_ = (tally.together[first, second, how] for how in ("waited", "did not wait"))
         yield f"    {f'{first} || {second}':<46} {waited:>7,} waited {not_:>7,} did not"
+    yield "dead letters by reason:"
+    yield from _counted(tally.letters.items())
     yield "runs, when everything had healed:"
-    yield from _counted((name, count) for name, count in tally.healed.items())
+    yield from _counted(tally.healed.items())
 
 
 def _counted(counts: Iterable[tuple[str, int]]) -> Iterator[str]:

@@ -72,6 +72,7 @@ class Tally:
     steps: Counter[str] = field(default_factory=Counter)  # by rule
     moves: Counter[tuple[str, str]] = field(default_factory=Counter)  # by kind and what became of it
     together: Counter[tuple[str, str, str]] = field(default_factory=Counter)  # by kinds, and who waited
+    letters: Counter[str] = field(default_factory=Counter)  # by reason
     healed: Counter[str] = field(default_factory=Counter)  # how runs stood at the end
 
 
@@ -178,6 +179,7 @@ class World:
             self.fail(f"{told} raised {type(error).__name__}: {error}")
         expected = move.apply(self.model, seen)
         self._count(move, seen)
+        self._learn_names(self.model)
         if not isinstance(move, QUIET) or seen != expected:
             self.write_down(f"{told} -> {self._outcome(seen)}")
         if seen != expected:
@@ -207,9 +209,13 @@ class World:
         except psycopg.Error as error:
             self.fail(f"{told} raised {type(error).__name__}: {error}")
         self.tally.together[first.kind, second.kind, "waited" if waited else "did not wait"] += 1
+        orders = self._orders((first, None if crash else one), (second, two), waited)
+        model, why = self._explanation(orders, first, second, waited)
         came = "crash" if crash else self._outcome(one)
         self.write_down(f"{told}{' (waits)' * waited} -> {came} || {self._outcome(two)}")
-        self.model = self._explained(told, (first, None if crash else one), (second, two), waited)
+        if model is None:
+            self.fail(f"no order explains the last step:\n    {why}")
+        self.model = model
         self._compare(first, second)
         if not crash:
             self._settle(first, one)
@@ -229,44 +235,47 @@ class World:
             else:
                 return False
 
-    def _explained(
-        self, told: str, first: tuple[Move, Outcome | None], second: tuple[Move, Outcome], waited: bool
-    ) -> Model:
-        """The model after the one order of the two that explains what was seen. Raises Broken."""
-        (one, one_seen), (two, two_seen) = first, second
+    def _orders(
+        self, first: tuple[Move, Outcome | None], second: tuple[Move, Outcome], waited: bool
+    ) -> list[list[tuple[Move, Outcome]]]:
+        """The orders in which the two may be taken to have been done."""
+        (one, seen) = first
+        if seen is None:
+            return [[second]]
+        return [[(one, seen), second]] if waited else [[(one, seen), second], [second, (one, seen)]]
+
+    def _explanation(
+        self, orders: list[list[tuple[Move, Outcome]]], first: Move, second: Move, waited: bool
+    ) -> tuple[Model | None, str]:
+        """The model after the order that explains what was seen; else None, and why none of them does."""
         picture = look(self._stage.superuser)
-        orders = [[(two, two_seen)]]
-        if one_seen is not None:
-            orders = [[(one, one_seen), (two, two_seen)]]
-            if not waited:
-                orders.append([(two, two_seen), (one, one_seen)])
         why = []
         for order in orders:
-            for spare in (0, 1) if self._are_trials(one, two, waited) else (0,):
+            for spare in (0, 1) if self._are_trials(first, second, waited) else (0,):
                 model = copy.deepcopy(self.model)
                 model.trials += spare
-                model.locked = self._locked_by(one)
+                model.locked = self._locked_by(first) if waited else self._locked_by(first, second)
                 found = []
                 for move, seen in order:
                     expected = move.apply(model, seen)
+                    self._learn_names(model)
                     if expected != seen:
                         gave = f"gave {self._outcome(seen)}, expected {self._outcome(expected)}"
                         found.append(f"{move.kind} {gave}")
-                self._learn_names(model)
                 found += differences(model, picture, self._names)
                 model.trials, model.locked = BREAKER_TRIALS, frozenset()
                 if not found:
-                    return model
+                    return model, ""
                 why.append(f"as {' then '.join(move.kind for move, _ in order)}: " + "; ".join(found))
-        return self.fail(f"{told} is explained by no order:\n    " + "\n    ".join(why))
+        return None, "\n    ".join(why)
 
     def _are_trials(self, one: Move, two: Move, waited: bool) -> bool:
         """Claims on two lanes see nothing of each other: both may be the last to try a half-open breaker."""
         return not waited and isinstance(one, Claim) and isinstance(two, Claim)
 
-    def _locked_by(self, move: Move) -> frozenset[UUID]:
-        lane = move.on(self.model)
-        return frozenset(run.id for run in self.model.runs.values() if lane in (None, run.lane))
+    def _locked_by(self, *moves: Move) -> frozenset[UUID]:
+        lanes = {move.on(self.model) for move in moves}
+        return frozenset(run.id for run in self.model.runs.values() if lanes & {None, run.lane})
 
     def pass_time(self, ticks: int) -> None:
         """So many ticks pass, and every worker that can has beaten since."""
@@ -342,8 +351,7 @@ class World:
         return self._name(told) if isinstance(told, UUID) else str(told)
 
     def _name(self, id_: UUID) -> str:
-        run = self.model.runs.get(id_)
-        return run.name if run else self._names.get(id_, str(id_))
+        return self._names.get(id_, str(id_))
 
     def write_down(self, line: str) -> None:
         """Another line of the history."""

@@ -1,0 +1,135 @@
+"""That histories can fail: the ledger is broken on purpose, in one way after the other, and each is found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from sqlalchemy import and_, bindparam, false, func, literal, select, true
+from tests.chaos.histories import moves
+from tests.chaos.histories.machine import make_up
+from tests.chaos.histories.model import Broken
+from tests.chaos.histories.world import Stage
+
+from threadmill.core.transitions import breaking, cancelling, fleet, lane, replaying, running, terms
+from threadmill.producers import queries
+from threadmill.workers import rescue
+
+Break = Callable[[pytest.MonkeyPatch, Stage], None]
+
+# After so many histories at the latest each of them has been found, whatever the seed.
+PATIENCE = 300
+MODULES = (breaking, cancelling, fleet, lane, replaying, running)
+
+
+def _with(module: Any, **names: Any) -> Break:
+    """Puts something else in the place of what a module knows by these names."""
+
+    def breaks(monkeypatch: pytest.MonkeyPatch, stage: Stage) -> None:
+        for name, value in names.items():
+            monkeypatch.setattr(module, name, value)
+
+    return breaks
+
+
+def _fence(body: str) -> Break:
+    """Puts another body into the fence."""
+
+    def breaks(monkeypatch: pytest.MonkeyPatch, stage: Stage) -> None:
+        stage.superuser.execute(
+            "create or replace function fence(run uuid, holder integer) returns void language plpgsql as $$"
+            f" declare held record; begin {body} end $$".encode()
+        )
+
+    return breaks
+
+
+def _refuses(condition: str, lock: str = "for share") -> str:
+    return (
+        f"select status, attempt into held from threadmill.runs where id = run {lock};"
+        f" if {condition} then raise exception using errcode = 'TM001'; end if;"
+    )
+
+
+def _held_by_whichever_attempt() -> Any:
+    return and_(terms.RUNS.c.id == bindparam("run_id"), terms.RUNS.c.status == terms.word("running"))
+
+
+def _no_lock(monkeypatch: pytest.MonkeyPatch, stage: Stage) -> None:
+    for module in (moves, rescue, queries):
+        monkeypatch.setattr(module, "lock_thread", lambda: select(literal(1)))
+
+
+def _losing_for_nothing(run: Any, retry: Any, *, lost: int, node: str | None) -> Any:
+    return _real_requeue(run, retry, lost=0, node=node)
+
+
+_real_requeue = rescue._requeue
+_real_ring_for = lane.ring_for
+
+BREAKS: dict[str, Break] = {
+    "a claim does not look at the runs before": _with(running, earlier_unfinished=lambda run: false()),
+    "a claim does not look at the run that is running": _with(running, another_running=lambda run: false()),
+    "a claim does not look at a held lane": _with(running, lane_is_free=true),
+    "a claim does not look at breakers": _with(running, held_back_by_breaker=false),
+    "a claim does not look at deadlines": _with(running, is_expired=false),
+    "a claim does not look at paused tenants": _with(running, tenant_is_paused=false),
+    "a claim lets in what must be alone": _with(running, runs_alone=false),
+    "nobody takes a lane's lock": _no_lock,
+    "an attempt is ended whichever it is": _with(running, _held_run=_held_by_whichever_attempt),
+    "a rescue forgets the loss": _with(rescue, _requeue=_losing_for_nothing),
+    "a third loss is no dead letter": _with(rescue, QUARANTINE_LOSSES=3),
+    "a cancel does not free the lane": _with(cancelling, _lane_after=lambda ended, discarded: {
+        "next_nodes": terms.THREADS.c.next_nodes
+    }),
+    "a cancel does not ring for the next": _with(
+        cancelling, ring_for=lambda following: _real_ring_for(following, unless=true())
+    ),
+    "a bell that was lost is never rung again": _with(fleet, seconds=lambda name: func.make_interval(9)),
+    "a worker that beats is struck off": _with(fleet, seconds=lambda name: func.make_interval(0)),
+    "ringing again passes over the lane's order": _with(fleet, earlier_unfinished=lambda run: false()),
+    "a replay forgets what the run has cost": _with(replaying, QUARANTINE_LOSSES=0),
+    "a success does not close the breaker": _with(breaking, delete=lambda table: _nothing_of(table)),
+    "the fence lets everybody through": _fence(""),
+    "the fence does not look at the attempt": _fence(_refuses("held.status is distinct from 'running'")),
+    "the fence does not look at the status": _fence(_refuses("held.attempt is distinct from holder")),
+    "the fence does not lock": _fence(
+        _refuses("held.status is distinct from 'running' or held.attempt is distinct from holder", "")
+    ),
+}  # fmt: skip
+
+
+def _nothing_of(table: Any) -> Any:
+    return terms.BREAKERS.delete().where(false())
+
+
+@pytest.fixture
+def forgetful() -> Any:
+    """The transitions are built once; a test that changes what they are made of has them built anew."""
+
+    def forget() -> None:
+        for module in MODULES:
+            for value in vars(module).values():
+                if hasattr(value, "cache_clear"):
+                    value.cache_clear()
+
+    yield forget
+    forget()
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("name", BREAKS)
+def test_a_break_is_found(
+    name: str, stage: Stage, forgetful: Callable[[], None], request: pytest.FixtureRequest
+) -> None:
+    if not request.config.getoption("--long", default=False):
+        pytest.skip("a minute, and no test of the code but of the histories: with --long")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        forgetful()
+        BREAKS[name](monkeypatch, stage)
+        with pytest.raises(Broken) as found:
+            for seed in range(PATIENCE):
+                make_up(stage, seed, steps=50, shrink=False)
+    print(f"\n{name}: found after {stage.tally.steps.total()} steps:", str(found.value).partition("\n")[0])

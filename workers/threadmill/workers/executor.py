@@ -11,11 +11,10 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 from langgraph.errors import GraphDrained
-from langgraph.types import StateSnapshot
 from sqlalchemy import bindparam, select
 from sqlalchemy.dialects.postgresql import UUID
 from uuid_utils.compat import uuid7
@@ -46,6 +45,7 @@ from threadmill.workers.herald import Herald
 from threadmill.workers.invocation import Invocation, checkpoint_id, failed_node
 from threadmill.workers.output import as_json, interrupts_of, select_output
 from threadmill.workers.patience import patiently
+from threadmill.workers.rescue import last_checkpoint
 from threadmill.workers.stuck import StuckWork
 
 # How long an attempt that was stopped may take to end, in seconds, before its work is left to itself.
@@ -69,6 +69,15 @@ class RunPostponed(Exception):
 
 class RunFailed(Exception):
     """The run failed; its record is in the ledger. The text is what Flower may show: no message, no input."""
+
+
+class Account(NamedTuple):
+    """What is told of an attempt that failed. checkpoint_id: where it came to; None if its input was not even
+    applied. next_nodes: of the thread; None if they cannot be told."""
+
+    failure: Failure
+    checkpoint_id: str | None
+    next_nodes: list[str] | None
 
 
 class GraphExited(Exception):
@@ -230,7 +239,8 @@ class Executor:
             case "timeout":
                 await self._time_out(attempt, invocation, policy)
             case "deadline":
-                await self._bury_late(attempt, invocation, policy, RunTimeout("deadline", 0))
+                seconds = max(attempt.run["seconds_left"], 0)
+                await self._bury_late(attempt, invocation, policy, RunTimeout("deadline", round(seconds, 1)))
 
     async def _put_down(self, attempt: Attempt, work: asyncio.Task[Any]) -> None:
         """Has the work end; what does not is left to itself, and watched."""
@@ -239,7 +249,7 @@ class Executor:
             work.cancel()
             await asyncio.wait({work}, timeout=STOP_GRACE)
         if not work.done() or attempt.threads:
-            self._stuck.watch(attempt, work)
+            self._stuck.watch(attempt, work, lambda: self._count_refused(attempt))
 
     async def _succeed(
         self, attempt: Attempt, invocation: Invocation, policy: GraphPolicy, output: Any
@@ -271,15 +281,15 @@ class Executor:
         if isinstance(decision, Burial):
             await self._bury_late(attempt, invocation, policy, error)
             return
-        failure, snapshot = await self._describe(attempt, invocation, error)
-        await self._requeue(attempt, "timeout", decision, failure, snapshot)
+        account = await self._describe(attempt, invocation, error)
+        await self._requeue(attempt, "timeout", decision, account)
 
     async def _bury_late(
         self, attempt: Attempt, invocation: Invocation, policy: GraphPolicy, error: RunTimeout
     ) -> None:
-        failure, snapshot = await self._describe(attempt, invocation, error)
+        account = await self._describe(attempt, invocation, error)
         burial = Burial("timeout", f"{error.limit} over")
-        await self._bury(attempt, policy, burial, failure, snapshot, status="timeout")
+        await self._bury(attempt, policy, burial, account, status="timeout")
 
     async def _fail(
         self, attempt: Attempt, invocation: Invocation, policy: GraphPolicy, error: Exception
@@ -287,25 +297,25 @@ class Executor:
         """Records what the graph raised, and what follows from it. Always raises."""
         run = attempt.run
         verdict = self._classifier(run["graph"])(error)
-        failure, snapshot = await self._describe(attempt, invocation, error)
+        account = await self._describe(attempt, invocation, error)
         decision = decide(verdict, run, policy)
         breaker = self._breaker_step(run, policy, verdict, error)
         if isinstance(decision, Burial):
-            await self._bury(attempt, policy, decision, failure, snapshot, *breaker)
+            await self._bury(attempt, policy, decision, account, *breaker)
         else:
-            await self._requeue(attempt, "failed", decision, failure, snapshot, *breaker)
+            await self._requeue(attempt, "failed", decision, account, *breaker)
 
     async def _fail_without_words(
         self, attempt: Attempt, policy: GraphPolicy, error: Exception, unrecordable: Exception
     ) -> None:
         """Records a failure whose own record was refused; nothing ends without one. Always raises."""
         _log.error("run.unrecordable", error=type(error).__name__, because=type(unrecordable).__name__)
-        failure = describe_bare(error, attempt.run["graph"])
+        account = Account(describe_bare(error, attempt.run["graph"]), await self._reached(attempt), None)
         decision = decide(Verdict("transient", why="unrecordable"), attempt.run, policy)
         if isinstance(decision, Burial):
-            await self._bury(attempt, policy, decision, failure, None)
+            await self._bury(attempt, policy, decision, account)
         else:
-            await self._requeue(attempt, "failed", decision, failure, None)
+            await self._requeue(attempt, "failed", decision, account)
 
     def _classifier(self, graph: str) -> Classifier:
         """The graph's own; Threadmill's where the graph is not served here, or its own cannot be loaded."""
@@ -331,9 +341,7 @@ class Executor:
         }
         return [Step(trip(), parameters)]
 
-    async def _describe(
-        self, attempt: Attempt, invocation: Invocation, error: Exception
-    ) -> tuple[Failure, StateSnapshot | None]:
+    async def _describe(self, attempt: Attempt, invocation: Invocation, error: Exception) -> Account:
         try:
             snapshot = await invocation.snapshot()
         except Exception as unreadable:  # the failure is recorded all the same
@@ -341,19 +349,25 @@ class Executor:
             snapshot = None
         failure = describe(error, attempt.run["graph"], failed_node(snapshot))
         _log.warning("run.failed", error=failure.exception_type, node=failure.node)
-        return failure, snapshot
+        if snapshot is None:
+            return Account(failure, await self._reached(attempt), None)
+        return Account(failure, checkpoint_id(snapshot), list(snapshot.next))
+
+    async def _reached(self, attempt: Attempt) -> str | None:
+        """The run's last checkpoint, where the graph cannot tell: without one a replay takes the run's input
+        for not yet applied."""
+        return await patiently(lambda: self._database.carry_out(last_checkpoint(attempt.run)))
 
     async def _requeue(
         self,
         attempt: Attempt,
         outcome: str,
         retry: Retry,
-        failure: Failure,
-        snapshot: StateSnapshot | None,
+        account: Account,
         *breaker: Step,
     ) -> None:
-        record = failure.record(checkpoint_id(snapshot))
-        step = Step(requeue(outcome), requeue_parameters(retry, error=failure.error(), **record))
+        record = account.failure.record(account.checkpoint_id)
+        step = Step(requeue(outcome), requeue_parameters(retry, error=account.failure.error(), **record))
         await self._finish(attempt, "pending", step, *breaker)
         _log.info("run.retried", cause=retry.cause, delay=round(retry.delay, 3), spent=retry.spent)
         raise RunPostponed
@@ -363,19 +377,19 @@ class Executor:
         attempt: Attempt,
         policy: GraphPolicy,
         burial: Burial,
-        failure: Failure,
-        snapshot: StateSnapshot | None,
+        account: Account,
         *breaker: Step,
         status: str = "error",
     ) -> None:
+        failure = account.failure
         parameters = {
-            **failure.record(checkpoint_id(snapshot)),
+            **failure.record(account.checkpoint_id),
             "letter_id": uuid7(),
             "reason": burial.reason,
             "cause": burial.cause,
             "error": failure.error(),
             "fingerprint": failure.fingerprint,
-            "next_nodes": list(snapshot.next) if snapshot else None,
+            "next_nodes": account.next_nodes,
             "spent": 1,
             "lost": 0,
             "hold": policy.on_dead_letter == "hold",
@@ -418,13 +432,10 @@ class Executor:
 
     async def _count_refused(self, attempt: Attempt) -> None:
         """Writes down what was refused; a hint for people, so it is tried once."""
-        if not attempt.lease.refused:
+        refused, attempt.lease.refused = attempt.lease.refused, 0
+        if not refused:
             return
-        parameters = {
-            "run": attempt.run["id"],
-            "number": attempt.run["attempt"],
-            "refused": attempt.lease.refused,
-        }
+        parameters = {"run": attempt.run["id"], "number": attempt.run["attempt"], "refused": refused}
         try:
             await self._database.carry_out(_rows([Step(count_fenced(), parameters)]))
         except Exception as error:

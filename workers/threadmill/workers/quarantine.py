@@ -147,8 +147,7 @@ class Quarantine:
                     rescue(run, cause, self._holds, self._node)
                 )
             )
-            if bell is not None:
-                self._herald.announce(None, bell)
+            self._herald.announce(run["id"], bell)  # who waits for it, looks whether it has ended
 
 
 def _signal_name(number: int) -> str:

@@ -44,7 +44,7 @@ def rescue(run: Row, cause: str, holds: Holds, node: str | None = None) -> Plan[
     """
     losses = run["worker_losses"] + 1
     if losses > QUARANTINE_LOSSES:
-        checkpoint_id = yield from _last_checkpoint(run)
+        checkpoint_id = yield from last_checkpoint(run)
         step = _burial(run, cause, node, losses, checkpoint_id, holds(run["graph"]))
     else:
         step = _requeue(run, Retry(0, spent=False, waits=0, cause=cause), lost=1, node=node)
@@ -60,7 +60,7 @@ def expire_run(run: Row, holds: Holds) -> Plan[tuple[bool, Bell | None]]:
     """Ends a pending run whose deadline has passed. run: a row of `expired_runs`."""
     failure = describe(RunTimeout("deadline", 0), run["graph"], None)
     message = "the deadline passed before the run was done"
-    checkpoint_id = yield from _last_checkpoint(run)
+    checkpoint_id = yield from last_checkpoint(run)
     step = Step(
         expire(),
         {
@@ -79,7 +79,7 @@ def expire_run(run: Row, holds: Holds) -> Plan[tuple[bool, Bell | None]]:
     return (yield from _under_lock(run, step))
 
 
-def _last_checkpoint(run: Row) -> Plan[str | None]:
+def last_checkpoint(run: Row) -> Plan[str | None]:
     """The newest checkpoint that the run has written; None where its input is not in the state yet."""
     key = thread_key(run["tenant"], run["thread_id"])
     _, rows = yield Batch(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import structlog
@@ -29,13 +29,15 @@ class StuckWork:
         self._watched: set[asyncio.Task[None]] = set()
         self._asked = False
 
-    def watch(self, attempt: Attempt, work: asyncio.Task[Any]) -> None:
-        """Watches over what is left of an attempt."""
-        watcher = asyncio.create_task(self._watch(attempt, work), name="threadmill-stuck")
+    def watch(self, attempt: Attempt, work: asyncio.Task[Any], on_end: Callable[[], Awaitable[None]]) -> None:
+        """Watches over what is left of an attempt. on_end: is awaited when it is over after all."""
+        watcher = asyncio.create_task(self._watch(attempt, work, on_end), name="threadmill-stuck")
         self._watched.add(watcher)
         watcher.add_done_callback(self._watched.discard)
 
-    async def _watch(self, attempt: Attempt, work: asyncio.Task[Any]) -> None:
+    async def _watch(
+        self, attempt: Attempt, work: asyncio.Task[Any], on_end: Callable[[], Awaitable[None]]
+    ) -> None:
         run, began = attempt.run, time.monotonic()
         while not work.done() or attempt.threads:
             if not self._asked and time.monotonic() - began > self._patience:
@@ -45,3 +47,4 @@ class StuckWork:
             await asyncio.sleep(POLL_SECONDS)
         if not work.cancelled():
             work.exception()  # it is read, so that asyncio does not complain of it
+        await on_end()

@@ -29,7 +29,7 @@ from threadmill.core.doorbell import Bell, Doorbell, bell_of
 from threadmill.core.errors import BrokerUnavailable
 from threadmill.core.models import SCHEMA
 from threadmill.core.settings import Settings
-from threadmill.core.statement import Batch, Plan, Step, carry_out_unpipelined, send_unpipelined
+from threadmill.core.statement import Batch, Plan, Row, Step, carry_out_unpipelined, send_unpipelined
 from threadmill.core.transitions import (
     CANCELLED_CHANNEL,
     DOORBELL_CHANNEL,
@@ -177,7 +177,7 @@ class Sweeper:
         rescued = 0
         for run in runs:
             cause = "heartbeat stale" if run["worker_id"] in self._silent else "worker gone"
-            rescued += self._carry_out(connection, rescue(run, cause, self._holds))
+            rescued += self._carry_out(connection, run, rescue(run, cause, self._holds))
         if rescued:
             _log.warning("sweeper.rescued", runs=rescued)
 
@@ -200,20 +200,20 @@ class Sweeper:
     def _expire(self, connection: psycopg.Connection[DictRow]) -> None:
         with self._asking():
             (runs,) = send_unpipelined(connection, Batch([Step(expired_runs(), {"limit": BATCH})]))
-        expired = sum(self._carry_out(connection, expire_run(run, self._holds)) for run in runs)
+        expired = sum(self._carry_out(connection, run, expire_run(run, self._holds)) for run in runs)
         if expired:
             _log.warning("sweeper.expired", runs=expired)
 
     def _carry_out(
-        self, connection: psycopg.Connection[DictRow], plan: Plan[tuple[bool, Bell | None]]
+        self, connection: psycopg.Connection[DictRow], run: Row, plan: Plan[tuple[bool, Bell | None]]
     ) -> bool:
         try:
             with self._asking():
                 done, bell = carry_out_unpipelined(connection, plan)
         except psycopg.errors.LockNotAvailable:
             return False  # in the next sweep
-        if bell is not None:
-            self._herald.announce(None, bell)
+        if done:
+            self._herald.announce(run["id"], bell)  # who waits for it, looks whether it has ended
         return done
 
     def _ring_again(self, connection: psycopg.Connection[DictRow]) -> None:

@@ -22,6 +22,9 @@ from threadmill.producers import Producer, Run
 from threadmill.workers.cancellations import AWAY_SECONDS
 from threadmill.workers.taker import Taker
 
+# A proxy that is stopped leaves the collecting of a connection's transport to Python.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 GRAPHS = """
     import asyncio, threading
     from typing import TypedDict

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -83,7 +84,10 @@ def test_a_tenant_over_its_bound_is_refused_and_others_are_not(bounded: Producer
 def test_there_is_room_again_as_soon_as_a_run_has_started(
     bounded: Producer, start_local: Callable[..., Any]
 ) -> None:
-    first, *_ = fill(bounded)
+    later = datetime.datetime.now(datetime.UTC) + datetime.timedelta(hours=1)
+    first, *_ = bounded.enqueue_many(
+        [request(0), *(request(number, run_at=later) for number in range(1, LIMIT))]
+    )
     with pytest.raises(TenantQuotaExceeded):
         bounded.enqueue(**request(99))
     worker = start_local()

@@ -6,18 +6,10 @@ from collections.abc import Callable
 from typing import ClassVar
 
 from tests.chaos.histories.menu import LANES, TENANTS, Menu, Pick
-from tests.chaos.histories.model import Bell, Run
-from tests.chaos.histories.moves import (
-    Claim,
-    Discard,
-    LookAtOwn,
-    LookForExpired,
-    Pause,
-    RingAgain,
-    StrikeOff,
-    StrikeOffSilent,
-    Succeed,
-)
+from tests.chaos.histories.requests import Discard, Pause
+from tests.chaos.histories.running import Claim, Succeed
+from tests.chaos.histories.state import Bell, Run
+from tests.chaos.histories.upkeep import LookAtOwn, LookForExpired, RingAgain, StrikeOff, StrikeOffSilent
 from tests.chaos.histories.world import Process, World
 
 MOST_RUNS = 14  # in one history

@@ -6,31 +6,19 @@ import uuid
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from tests.chaos.histories.model import QUARANTINE_LOSSES, SUPERSEDING, Ending, LaneId, Request, Run, Trip
-from tests.chaos.histories.moves import (
-    GRAPHS,
-    Beat,
-    Cancel,
+from tests.chaos.histories.move import GRAPHS, Grip, Move
+from tests.chaos.histories.requests import Cancel, Discard, Park, Pause, Replay, Schedule
+from tests.chaos.histories.running import (
     Claim,
     CountRefused,
-    Discard,
     Enqueue,
-    Expire,
     Fail,
-    GiveBack,
-    Grip,
-    Move,
-    Park,
-    Pause,
-    Replay,
-    Rescue,
-    RingAgain,
-    Schedule,
-    StrikeOffSilent,
     Succeed,
     WriteCheckpoint,
     WritePending,
 )
+from tests.chaos.histories.state import QUARANTINE_LOSSES, SUPERSEDING, Ending, LaneId, Request, Run, Trip
+from tests.chaos.histories.upkeep import Beat, Expire, GiveBack, Rescue, RingAgain, StrikeOffSilent
 from tests.chaos.histories.world import Process, World
 
 T = TypeVar("T")

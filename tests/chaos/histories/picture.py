@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 import psycopg
-from tests.chaos.histories.model import LaneId, Model
+from tests.chaos.histories.model import Model
+from tests.chaos.histories.state import LaneId
 
 TICK = 1000.0  # seconds
 

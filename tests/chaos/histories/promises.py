@@ -6,8 +6,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from uuid import UUID
 
-from tests.chaos.histories.model import FAILED, OPEN, TERMINAL, UNFINISHED, LaneId
 from tests.chaos.histories.picture import Picture, RunPicture
+from tests.chaos.histories.state import FAILED, OPEN, TERMINAL, UNFINISHED, LaneId
 
 
 def broken_promises(before: Picture, after: Picture, replayed: set[UUID]) -> list[str]:

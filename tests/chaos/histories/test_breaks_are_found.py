@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 from sqlalchemy import and_, bindparam, false, func, literal, select, true
-from tests.chaos.histories import moves
+from tests.chaos.histories import move
 from tests.chaos.histories.machine import make_up
-from tests.chaos.histories.model import Broken
+from tests.chaos.histories.state import Broken
 from tests.chaos.histories.world import Stage
 
 from threadmill.core.transitions import breaking, cancelling, fleet, lane, replaying, running, terms
@@ -57,7 +57,7 @@ def _held_by_whichever_attempt() -> Any:
 
 
 def _no_lock(monkeypatch: pytest.MonkeyPatch, stage: Stage) -> None:
-    for module in (moves, rescue, queries):
+    for module in (move, rescue, queries):
         monkeypatch.setattr(module, "lock_thread", lambda: select(literal(1)))
 
 

@@ -16,24 +16,14 @@ from typing import NoReturn
 from uuid import UUID
 
 import psycopg
-from tests.chaos.histories.model import BREAKER_TRIALS, Bell, Broken, Model, Outcome
-from tests.chaos.histories.moves import (
-    GRAPHS,
-    HOLDS,
-    Beat,
-    Claim,
-    Context,
-    Enlist,
-    Grip,
-    LookAtOwn,
-    LookForExpired,
-    Move,
-    OfGrip,
-    Replay,
-    StrikeOffSilent,
-)
+from tests.chaos.histories.model import Model
+from tests.chaos.histories.move import GRAPHS, HOLDS, Context, Grip, Move, OfGrip
 from tests.chaos.histories.picture import TICK, differences, look
 from tests.chaos.histories.promises import broken_promises
+from tests.chaos.histories.requests import Replay
+from tests.chaos.histories.running import Claim
+from tests.chaos.histories.state import BREAKER_TRIALS, Bell, Broken, Outcome
+from tests.chaos.histories.upkeep import Beat, Enlist, LookAtOwn, LookForExpired, StrikeOffSilent
 
 from threadmill.core.database import connect
 from threadmill.core.settings import Settings

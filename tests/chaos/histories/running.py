@@ -1,0 +1,281 @@
+"""What puts runs in and what executes them: enqueue, claim, write, succeed, fail."""
+
+from __future__ import annotations
+
+import datetime
+import uuid
+from dataclasses import dataclass, replace
+from typing import Any
+from uuid import UUID
+
+import psycopg
+from psycopg.types.json import Jsonb
+from tests.chaos.histories.model import Model
+from tests.chaos.histories.move import Context, Move, OfGrip, OfRun, bells_of, ended, holds, locked
+from tests.chaos.histories.picture import TICK
+from tests.chaos.histories.state import Ending, LaneId, Outcome, Request
+
+from threadmill.core.keys import thread_key
+from threadmill.core.settings import Settings
+from threadmill.core.statement import Batch, Plan, Step
+from threadmill.core.transitions import (
+    bury,
+    claim,
+    count_fenced,
+    requeue,
+    succeed,
+    trip,
+)
+from threadmill.producers.enqueue import enqueue
+from threadmill.producers.quotas import Quotas
+from threadmill.producers.request import check_request
+from threadmill.workers.checkpoint_writes import checkpoint_write, pending_writes
+from threadmill.workers.ending import Retry, requeue_parameters
+from threadmill.workers.lease import FENCED
+
+
+@dataclass(frozen=True)
+class Enqueue(Move):
+    kind = "enqueue"
+    requests: tuple[Request, ...]
+
+    def on(self, model: Model) -> LaneId | None:
+        return self.requests[0].lane
+
+    def plan(self, context: Context) -> Plan[Outcome]:
+        enqueued = yield from enqueue(
+            [self._request(request, context.settings) for request in self.requests],
+            context.catalogue,
+            Quotas(context.settings),
+        )
+        told = (tuple(UUID(run.id) for run in enqueued.runs), tuple(sorted(enqueued.cancelled)))
+        return Outcome("enqueued", bells_of(*enqueued.bells), told)
+
+    def _request(self, request: Request, settings: Settings) -> Any:
+        now = datetime.datetime.now(datetime.UTC)
+
+        def at(ticks: float | None) -> datetime.datetime | None:
+            return now + datetime.timedelta(seconds=ticks * TICK) if ticks else None
+
+        tenant, thread_id = request.lane
+        checked = check_request(
+            settings,
+            graph=request.graph,
+            input={},
+            tenant=tenant,
+            thread_id=thread_id,
+            max_attempts=request.max_attempts,
+            run_at=at(request.delay),
+            deadline=at(request.deadline),
+            idempotency_key=request.key,
+            multitask_strategy=request.strategy,  # type: ignore[arg-type]
+        )
+        return replace(checked, id=request.id)
+
+    def apply(self, model: Model, seen: Outcome) -> Outcome:
+        return model.enqueue(self.requests)
+
+    def told(self, model: Model) -> str:
+        return "enqueue " + ", ".join(_wish(request) for request in self.requests)
+
+
+def _wish(request: Request) -> str:
+    details = [f"graph {request.graph}"]
+    if request.delay:
+        details.append(f"in {request.delay:g} ticks")
+    if request.deadline is not None:
+        details.append(f"deadline in {request.deadline:g} ticks")
+    if request.key is not None:
+        details.append(f"key {request.key}")
+    if request.strategy != "enqueue":
+        details.append(request.strategy)
+    return f"on {':'.join(request.lane)} ({', '.join(details)})"
+
+
+@dataclass(frozen=True)
+class Claim(OfRun):
+    kind = "claim"
+    lane: LaneId  # as the bell says
+    worker: UUID
+    alone: bool
+
+    def plan(self, context: Context) -> Plan[Outcome]:
+        tenant, thread_id = self.lane
+        parameters = {
+            "run_id": self.run_id,
+            "tenant": tenant,
+            "thread_id": thread_id,
+            "worker_id": self.worker,
+            "graph_version": "1",
+            "alone": self.alone,
+        }
+        (rows,) = yield from locked(self.lane, Step(claim(), parameters))
+        if not rows:
+            return Outcome("dropped")
+        row = rows[0]
+        return Outcome("claimed", (), (row["attempt"], row["failures"], row["worker_losses"]))
+
+    def apply(self, model: Model, seen: Outcome) -> Outcome:
+        if self.lane != model.runs[self.run_id].lane:
+            return Outcome("dropped")
+        return model.claim(self.run_id, self.worker, alone=self.alone)
+
+    def told(self, model: Model) -> str:
+        return f"claim {model.runs[self.run_id].name} ({':'.join(self.lane)}{', alone' * self.alone})"
+
+
+@dataclass(frozen=True)
+class WriteCheckpoint(OfGrip):
+    kind = "write checkpoint"
+    lane: LaneId
+    checkpoint: str
+    parent: str | None
+
+    def carry_out(self, connection: psycopg.Connection[Any], context: Context) -> Outcome:
+        key = thread_key(*self.lane)
+        fields = {
+            "key": key,
+            "namespace": "",
+            "checkpoint_id": self.checkpoint,
+            "parent_id": self.parent,
+            "checkpoint": Jsonb({"channel_versions": {"channel": self.checkpoint}}),
+            "metadata": Jsonb({"run_id": str(self.run_id), "attempt": self.attempt}),
+        }
+        blobs = [(key, "", "channel", self.checkpoint, "bytes", b"value")]
+        binding = {"tenant": self.lane[0], **self.held()}
+        return _write(connection, *checkpoint_write(binding, fields, blobs))
+
+    def apply(self, model: Model, seen: Outcome) -> Outcome:
+        return model.write(self.run_id, self.attempt, self.checkpoint, self.parent)
+
+
+@dataclass(frozen=True)
+class WritePending(OfGrip):
+    kind = "write pending"
+    lane: LaneId
+    task: str
+    checkpoint: str
+
+    def carry_out(self, connection: psycopg.Connection[Any], context: Context) -> Outcome:
+        row = (thread_key(*self.lane), "", self.checkpoint, self.task, "", 0, "channel", "bytes", b"value")
+        binding = {"tenant": self.lane[0], **self.held()}
+        return _write(connection, *pending_writes(binding, [("channel", "value")], [row]))
+
+    def apply(self, model: Model, seen: Outcome) -> Outcome:
+        return model.write_pending(self.run_id, self.attempt, self.task, self.checkpoint)
+
+
+def _write(connection: psycopg.Connection[Any], sql: str, parameters: dict[str, Any]) -> Outcome:
+    try:
+        connection.execute(sql.encode(), parameters)
+    except psycopg.Error as error:
+        if error.sqlstate != FENCED:
+            raise
+        return Outcome("fenced")
+    return Outcome("written")
+
+
+@dataclass(frozen=True)
+class Succeed(OfGrip):
+    kind = "succeed"
+    lane: LaneId
+    asks: bool
+    calls: tuple[str, ...]
+
+    def plan(self, context: Context) -> Plan[Outcome]:
+        parameters = {
+            **self.held(),
+            "output": {},
+            "checkpoint_id": None,
+            "thread_status": "interrupted" if self.asks else "idle",
+            "interrupts": [{}] if self.asks else None,
+            "next_nodes": ["ask"] if self.asks else [],
+            "dependencies": list(self.calls),
+        }
+        (rows,) = yield from locked(self.lane, Step(succeed(), parameters))
+        return ended(rows)
+
+    def apply(self, model: Model, seen: Outcome) -> Outcome:
+        return model.succeed(self.run_id, self.attempt, asks=self.asks, calls=self.calls, seen=seen)
+
+
+_ERROR = {"type": "Error", "message": "failed", "node": None}
+
+
+@dataclass(frozen=True)
+class Fail(OfGrip):
+    """An attempt ends without success, as `Executor._finish` writes it."""
+
+    kind = "fail"
+    lane: LaneId
+    graph: str
+    ending: Ending
+    checkpoint: str | None
+
+    def plan(self, context: Context) -> Plan[Outcome]:
+        ending = self.ending
+        record = {"node": "node", "checkpoint_id": self.checkpoint, "message": ending.cause}
+        more = {"exception_type": "Error", "traceback": "…", "error": _ERROR}
+        if ending.delay is None:
+            statement = bury(ending.status, ending.outcome)
+            parameters = {
+                **record,
+                **more,
+                "letter_id": uuid.uuid4(),
+                "reason": ending.reason,
+                "cause": ending.cause,
+                "fingerprint": "0",
+                "next_nodes": ["node"],
+                "spent": ending.spent,
+                "lost": ending.lost,
+                "hold": holds(self.graph),
+            }
+        else:
+            statement = requeue(ending.outcome)
+            retry = Retry(ending.delay * TICK, bool(ending.spent), ending.waits * TICK, ending.cause)
+            parameters = requeue_parameters(retry, **record, **more)
+        rows, *_ = yield from locked(self.lane, Step(statement, {**parameters, **self.held()}), *self._trip())
+        return ended(rows)
+
+    def _trip(self) -> list[Step]:
+        counted = self.ending.trip
+        if counted is None:
+            return []
+        parameters = {
+            "kind": counted.kind,
+            "name": counted.name,
+            "graph": self.graph,
+            "threshold": counted.threshold,
+            "cooldown": counted.cooldown * TICK,
+            "reason": "Error",
+        }
+        return [Step(trip(), parameters)]
+
+    def apply(self, model: Model, seen: Outcome) -> Outcome:
+        outcome = model.end(self.run_id, self.attempt, self.ending, hold=holds(self.graph), seen=seen)
+        if outcome.word == "ended" and self.ending.delay is None:
+            model.letters[self.run_id].checkpoint = self.checkpoint
+            model.lanes[self.lane].at_node = True
+        return outcome
+
+    def told(self, model: Model) -> str:
+        ending = self.ending
+        then = (
+            f"a dead letter, {ending.reason}" if ending.delay is None else f"again in {ending.delay:g} ticks"
+        )
+        counted = f", counted at breaker {ending.trip.name}" if ending.trip else ""
+        return f"{super().told(model)}: {ending.outcome}, {ending.cause}, {then}{counted}"
+
+
+@dataclass(frozen=True)
+class CountRefused(OfGrip):
+    kind = "count refused"
+    count: int
+
+    def plan(self, context: Context) -> Plan[Outcome]:
+        parameters = {"run": self.run_id, "number": self.attempt, "refused": self.count}
+        yield Batch([Step(count_fenced(), parameters)])
+        return Outcome("counted")
+
+    def apply(self, model: Model, seen: Outcome) -> Outcome:
+        return model.count_refused(self.run_id, self.attempt, self.count)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from bench import profiling, report
+from bench import dead_letters, profiling, report
 from bench.arena import arena
 from bench.child import ChildFailed
 from bench.contestant import Stalled, WrongState
@@ -39,8 +39,20 @@ def bench(context: typer.Context, quick: QuickOption = False, rounds: RoundsOpti
         machine = describe(ground)
         with out.status("starting") as status:
             played = play(ground, load, status.update)
+            status.update("dead letters")
+            pages = dead_letters.measure(ground, load.dead_letters)
+    out.print(dead_letters.table(pages, load.dead_letters))
     out.print(report.table(played, machine, load))
     out.print(f"written to {report.write(played, machine, load)}", soft_wrap=True)
+
+
+@app.command("dead-letters")
+def pages_of_dead_letters(quick: QuickOption = False) -> None:
+    """Measures how fast dead letters are found among a million, and nothing else."""
+    load = QUICK if quick else Load()
+    with arena() as ground, out.status("dead letters"):
+        found = dead_letters.measure(ground, load.dead_letters)
+    out.print(dead_letters.table(found, load.dead_letters))
 
 
 @app.command()

@@ -16,7 +16,7 @@ class Load:
     """One round's runs are so many turns on each of so many threads.
 
     samples: runs, one at a time, for the latencies. singles: enqueued one by one for the rate; batches: of
-    1,000, enqueued each at once for the rate.
+    1,000, enqueued each at once for the rate. dead_letters: among so many pages are read.
     """
 
     threads: int = 200
@@ -25,13 +25,14 @@ class Load:
     singles: int = 1_000
     batches: int = 5
     rounds: int = 3
+    dead_letters: int = 1_000_000
 
     @property
     def runs(self) -> int:
         return self.threads * self.turns
 
 
-QUICK = Load(threads=40, turns=3, samples=40, singles=200, batches=1, rounds=1)
+QUICK = Load(threads=40, turns=3, samples=40, singles=200, batches=1, rounds=1, dead_letters=20_000)
 
 BATCH = 1_000
 

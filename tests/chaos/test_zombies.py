@@ -87,9 +87,9 @@ PLACES = {
     "pending writes": ("threadmill.workers.checkpointer:BoundSaver:aput_writes:1", {}),
     "a later checkpoint": (f"{SENDS}:4", {}),
     "a store item": ("threadmill.workers.store:_FencedStore:abatch:1", {}),
-    "its success": ("threadmill.workers.executor:Executor:_finish:1", {}),
-    "its retry": ("threadmill.workers.executor:Executor:_finish:1", {"FAILS": "go"}),
-    "its dead letter": ("threadmill.workers.executor:Executor:_finish:1", {"BREAKS": "go"}),
+    "its success": ("threadmill.workers.executor:Executor:_end:1", {}),
+    "its retry": ("threadmill.workers.executor:Executor:_end:1", {"FAILS": "go"}),
+    "its dead letter": ("threadmill.workers.executor:Executor:_end:1", {"BREAKS": "go"}),
 }
 
 

@@ -289,3 +289,60 @@ def test_a_node_that_does_without_goes_on_and_closes_nothing(
         {"text": "without"},
     )
     assert breakers(admin) == [("dependency", "search", ["left"], 3, True)]
+
+
+# ---------------------------------------------------------------------------------------------------
+# The budget
+
+
+def test_opened_anew_by_a_trial_it_has_been_open_since_the_first_time(
+    worker: Any, fail: Callable[..., None], half_open: Callable[[], None], admin: Any
+) -> None:
+    since = "select opened_at, open_until > now() from breakers"
+    fail("work", 3, "down")
+    opened_at, _ = admin.execute(since).fetchone()
+    half_open()
+    with structlog.testing.capture_logs() as logs:
+        fail("work", 1, "down")
+    assert admin.execute(since).fetchone() == (opened_at, True)
+    assert [line for line in logs if line["event"] == "breaker.opened"]
+
+
+def test_a_run_that_waits_for_longer_than_the_budget_is_a_dead_letter_and_the_others_wait_on(
+    serve: Callable[..., None],
+    start_local: Callable[..., Any],
+    producer: Producer,
+    enqueue: Enqueue,
+    admin: Any,
+) -> None:
+    limited = {**POLICY, "breaker_budget": 60}
+    serve(GRAPHS, work=limited, patient=POLICY)
+    start_local(sweep_interval=60).stop()  # announces its graphs
+    late, follower, early = (
+        producer.enqueue("work", {"text": ""}, tenant="acme", thread_id=thread) for thread in "ttu"
+    )
+    unlimited, apart = enqueue("patient"), enqueue("work")
+    admin.execute("update runs set run_at = now() - interval '5 min' where id <> %s", [early.id])
+    admin.execute("update runs set run_at = now() + interval '5 min' where id = %s", [apart.id])
+    admin.execute(
+        "insert into breakers (kind, name, graphs, failures, open_until, opened_at, reason)"
+        " select 'dependency', 'search', array['work', 'patient'], 3, now() + interval '1 h', now(), 'x'"
+    )
+    start_local(sweep_interval=0.05)
+    time.sleep(0.5)
+    assert admin.execute("select count(*) from dead_letters").fetchone() == (0,), "it has just opened"
+
+    admin.execute("update breakers set opened_at = now() - interval '2 min'")
+    assert eventually(
+        lambda: all(producer.get(run.id, tenant="acme").status == "error" for run in (late, follower))
+    )
+
+    message = "the breaker of 'search' stayed open for longer than the graph's breaker_budget"
+    found = admin.execute("select run_id::text from dead_letters order by created_at").fetchall()
+    assert found == [(late.id,), (follower.id,)], "in the order of the thread"
+    rows = admin.execute(
+        "select reason, status, error ->> 'message', next_replay_at is null from dead_letters"
+    )
+    assert set(rows.fetchall()) == {("breaker", "waiting", message, False)}
+    for run in (early, unlimited, apart):
+        assert producer.get(run.id, tenant="acme").status == "pending", run.graph

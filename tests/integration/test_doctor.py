@@ -57,11 +57,11 @@ def add_run(admin: Admin, status: str = "pending") -> None:
     )
 
 
-def add_dead_letter(admin: Admin, status: str, *, due: str) -> None:
+def add_dead_letter(admin: Admin, status: str, *, due: str | None) -> None:
     add_run(admin, "error")
     admin.execute(
         "insert into dead_letters (id, run_id, tenant, thread_id, graph, reason, error, fingerprint, status, "
-        "next_replay_at) select gen_random_uuid(), id, tenant, thread_id, graph, 'failed', '{}', 'f', %s, "
+        "next_replay_at) select gen_random_uuid(), id, tenant, thread_id, graph, 'exhausted', '{}', 'f', %s, "
         "now() + %s::interval from runs",
         [status, due],
     )
@@ -104,7 +104,7 @@ def test_a_database_without_tables_is_to_be_migrated(settings: Settings, admin: 
     findings = look(settings)
 
     assert findings["migrations"].status == "fail"
-    assert findings["migrations"].detail == "the database holds no Threadmill tables, expected 0002"
+    assert findings["migrations"].detail == "the database holds no Threadmill tables, expected 0003"
     assert "threadmill db upgrade" in str(findings["migrations"].advice)
     assert findings["workers"].detail == "not checked: the database is not migrated"
 
@@ -293,12 +293,13 @@ def test_a_clock_that_is_off_is_named(settings: Settings, monkeypatch: pytest.Mo
     [
         ("waiting", "1 hour", "ok", "None"),
         ("waiting", "-1 hour", "warn", "threadmill dlq drain"),
-        ("parked", "0", "warn", "threadmill dlq list --status parked"),
+        ("waiting", None, "warn", "threadmill dlq list --status waiting"),
+        ("parked", None, "warn", "threadmill dlq list --status parked"),
     ],
-    ids=["waiting", "overdue", "parked"],
+    ids=["waiting", "overdue", "by hand", "parked"],
 )
 def test_dead_letters_that_nobody_takes_care_of_are_named(
-    settings: Settings, admin: Admin, status: str, due: str, found: str, advice: str
+    settings: Settings, admin: Admin, status: str, due: str | None, found: str, advice: str
 ) -> None:
     add_dead_letter(admin, status, due=due)
 
@@ -308,10 +309,37 @@ def test_dead_letters_that_nobody_takes_care_of_are_named(
     assert advice in str(finding.advice)
 
 
+@pytest.mark.parametrize(
+    "left_alone",
+    [
+        "insert into replay_pauses (kind, name, by) values ('graph', 'agent', 'me')",
+        "insert into replay_pauses (kind, name, by) values ('tenant', 'acme', 'me')",
+        "insert into replay_pauses (kind, name, by) values ('group', 'f', 'me')",
+        "insert into replay_groups (fingerprint, next_at) values ('f', now() + interval '1 hour')",
+        "insert into replay_groups (fingerprint, drainer, drainer_until) "
+        "values ('other', gen_random_uuid(), now() + interval '1 hour')",
+        "insert into breakers (kind, name, graphs, failures, reason, opened_at, open_until) "
+        "values ('graph', 'agent', '{agent}', 9, 'down', now(), now() + interval '1 hour')",
+    ],
+    ids=["graph paused", "tenant paused", "group paused", "backed off", "drained", "breaker open"],
+)
+def test_what_a_replay_worker_leaves_alone_or_works_on_is_not_overdue(
+    settings: Settings, admin: Admin, left_alone: str
+) -> None:
+    add_dead_letter(admin, "waiting", due="-1 hour")
+    admin.execute(left_alone)
+
+    assert look(settings)["dead letters"].status == "ok"
+
+
 def test_a_held_thread_is_named(settings: Settings, admin: Admin) -> None:
     add_dead_letter(admin, "waiting", due="1 hour")
-    admin.execute("update threads set held_by = (select id from dead_letters)")
+    admin.execute(
+        "insert into held_lanes (tenant, thread_id, seq, letter_id, since) "
+        "select tenant, thread_id, 1, id, now() - interval '300 s' from dead_letters"
+    )
 
     finding = look(settings)["held threads"]
 
-    assert (finding.status, finding.detail) == ("warn", "1 held by a dead letter: acme/t")
+    assert finding.status == "warn"
+    assert finding.detail == "1 held by a dead letter, the longest first: acme/t (5 min)"

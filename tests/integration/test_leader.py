@@ -243,7 +243,11 @@ def test_it_does_not_ring_for_what_could_not_start(
         "update runs set status = 'running', worker_id = (select id from workers where host = 'h')"
         " where thread_id = 'running'",
         "update runs set run_at = now() + interval '1 h' where thread_id = 'later'",
-        "update threads set held_by = gen_random_uuid() where thread_id = 'held'",
+        "insert into dead_letters (id, run_id, tenant, thread_id, seq, graph, reason, error, fingerprint)"
+        " select id, id, tenant, thread_id, 0, graph, 'permanent', '{}', 'f' from runs"
+        " where thread_id = 'held'",
+        "insert into held_lanes (tenant, thread_id, seq, letter_id)"
+        " select tenant, thread_id, seq, id from dead_letters",
         "insert into tenants (name, paused) values ('paused', true)",
         "update runs set status = 'success' where thread_id = 'done'",
     ):

@@ -35,11 +35,11 @@ from threadmill.core.transitions import (
     roll_back,
     runs_of_worker,
     runs_without_worker,
+    set_aside,
     succeed,
     supersede,
     trip,
 )
-from threadmill.dlq.replay_worker import _WAITING
 from threadmill.producers import queries
 
 RUN = uuid.UUID(int=25_001)
@@ -75,7 +75,7 @@ FILL = """
         select thread_id, 'c', checkpoint_id, 'null' from checkpoints;
     insert into dead_letters (id, run_id, tenant, thread_id, graph, reason, error, fingerprint, status,
             next_replay_at)
-        select id, id, tenant, thread_id, 'g', 'failed', '{}', 'f',
+        select id, id, tenant, thread_id, 'g', 'exhausted', '{}', 'f',
             case substr(thread_id, 4) when '77' then 'waiting' else 'resolved' end, now() + interval '1 h'
         from runs where seq = 1;
     analyze;
@@ -136,7 +136,17 @@ RECORD = {
     "spent": 1,
     "lost": 0,
 }
-FAILURE = {**RECORD, "reason": "x", "fingerprint": "x", "letter_id": RUN, "hold": False}
+FAILURE = {
+    **RECORD,
+    **dict.fromkeys(("reason", "fingerprint", "task"), "x"),
+    "letter_id": RUN,
+    "exceptions": [],
+    "versions": {},
+    "replay_in": 1.0,
+    "parked": False,
+    "hold": False,
+    "hold_timeout": None,
+}
 THREAD = {**LANE, "key": "t1:th1"}
 
 
@@ -167,6 +177,12 @@ def test_the_hot_statements_use_their_indexes(explain: Any) -> None:
             {**END, **RECORD, "delay": 1.0, "waits": 0.0},
             None,
             {"runs_pkey"},
+        ),
+        "set_aside": (
+            set_aside(),
+            {**THREAD, "run_id": RUN, "attempt": 1},
+            None,
+            {"checkpoints_pkey", "threads_pkey", "dead_letters_run_id_key"},
         ),
         "expire": (expire(), {**END, **FAILURE}, None, {"runs_pkey", "threads_pkey", *pending}),
         "bury": (bury(), {**END, **FAILURE}, None, {"runs_pkey", "threads_pkey", *pending}),
@@ -223,7 +239,6 @@ def test_the_hot_statements_use_their_indexes(explain: Any) -> None:
             "t1",
             {"runs_idempotency_key"},
         ),
-        "the replay worker's look": (_WAITING, {}, None, {"dead_letters_due_idx"}),
         "runs_of_worker": (runs_of_worker(), {"worker_id": RUN}, None, {"runs_worker_idx"}),
         "runs_without_worker": (runs_without_worker(), {"limit": 500}, None, {"runs_worker_idx"}),
         "expired_runs": (expired_runs(), {"limit": 500}, None, {"runs_deadline_idx"}),

@@ -113,13 +113,15 @@ def retain(settings: Settings) -> Callable[..., None]:
 
 @pytest.fixture
 def age(admin: Any) -> Callable[..., None]:
-    """Has runs finished some time ago, by the database's clock."""
+    """Has runs finished some time ago, by the database's clock, and their dead letters closed."""
 
     def some(seconds: float, *runs: Run) -> None:
-        admin.execute(
-            "update runs set finished_at = finished_at - make_interval(secs => %s) where id::text = any(%s)",
-            (seconds, [run.id for run in runs]),
-        )
+        for table, column, key in (("runs", "finished_at", "id"), ("dead_letters", "updated_at", "run_id")):
+            admin.execute(
+                f"update {table} set {column} = {column} - make_interval(secs => %s)"
+                f" where {key}::text = any(%s)",
+                (seconds, [run.id for run in runs]),
+            )
 
     return some
 
@@ -159,7 +161,7 @@ def test_outputs_are_forgotten_and_runs_removed_each_after_its_time(
     age(100, older)
     age(1000, oldest)
 
-    retain(output_ttl=50, run_ttl=500)
+    retain(output_ttl=50, run_ttl=500, dead_letter_ttl=500)
 
     assert ids() == [young.id, older.id]
     assert producer.get(young.id, tenant="acme").output is not None
@@ -173,7 +175,7 @@ def test_outputs_are_forgotten_and_runs_removed_each_after_its_time(
     ("status", "goes"),
     [("waiting", False), ("replaying", False), ("parked", False), ("resolved", True), ("discarded", True)],
 )
-def test_a_run_with_an_open_dead_letter_stays(
+def test_closed_dead_letters_go_after_their_time_and_their_runs_with_them(
     run: Callable[..., Run],
     age: Callable[..., None],
     retain: Callable[..., None],
@@ -185,11 +187,39 @@ def test_a_run_with_an_open_dead_letter_stays(
     failed, after = run("kept", "fail"), run("kept")
     admin.execute("update dead_letters set status = %s", (status,))
     age(1000, failed, after)
+    letters = "select count(*) from dead_letters"
 
-    retain(run_ttl=500)
+    retain(run_ttl=500, dead_letter_ttl=2000)
+    assert ids() == [failed.id], "a run stays as long as its dead letter"
+    assert admin.execute(letters).fetchone() == (1,)
+    retain(run_ttl=500, dead_letter_ttl=None)
+    assert admin.execute(letters).fetchone() == (1,)
 
+    retain(run_ttl=500, dead_letter_ttl=500)
     assert ids() == ([] if goes else [failed.id])
-    assert admin.execute("select count(*) from attempts").fetchone() == (0 if goes else 1,)
+    for table in ("attempts", "dead_letters", "replay_groups"):
+        assert admin.execute(f"select count(*) from {table}").fetchone() == (0 if goes else 1,), table
+
+
+def test_a_run_may_outlive_its_dead_letter_and_what_is_recorded_goes_with_the_letter(
+    run: Callable[..., Run],
+    age: Callable[..., None],
+    retain: Callable[..., None],
+    settings: Settings,
+    ids: Callable[[], list[str]],
+    admin: Any,
+) -> None:
+    failed = run("kept", "fail")
+    with Desk(settings) as desk:
+        desk.discard(desk.list()[0].id)
+    assert admin.execute("select count(*) from dead_letter_actions").fetchone()[0] >= 1
+    age(1000, failed)
+
+    retain(run_ttl=None, dead_letter_ttl=500)
+
+    assert ids() == [failed.id]
+    for table in ("dead_letters", "dead_letter_actions"):
+        assert admin.execute(f"select count(*) from {table}").fetchone() == (0,), table
 
 
 def test_unfinished_runs_stay_however_old_and_none_removes_nothing(
@@ -370,7 +400,7 @@ def test_a_thread_with_an_open_dead_letter_is_left_alone_until_it_is_closed(
     retain()
     assert count() == before, "nothing has finished on it since"
     age(1000, failed)
-    retain(run_ttl=500)
+    retain(run_ttl=500, dead_letter_ttl=500)
     assert count()["checkpoints"] == 1, "it is looked at again when the run itself is removed"
 
 
@@ -464,6 +494,157 @@ def test_another_leader_goes_on_where_the_last_one_was(
     retain()
     counts = admin.execute("select thread_id, count(*) from checkpoints group by 1 order by 1").fetchall()
     assert counts == [("acme:t", 2), ("acme:u", 1)]
+
+
+# ---------------------------------------------------------------------------------------------------
+# Threads on which a run has failed for good
+
+
+def live(admin: Any, thread_id: str = "t") -> tuple[str | None, str | None]:
+    """(the newest live checkpoint, the newest of all) of acme's thread."""
+    row = admin.execute(
+        "select max(checkpoint_id) filter (where dead_until is null or checkpoint_id > dead_until"
+        " or checkpoint_id <= base_checkpoint_id), max(checkpoint_id)"
+        " from threads join checkpoints c on c.thread_id = tenant || ':' || threads.thread_id"
+        " where threads.thread_id = %s",
+        (thread_id,),
+    ).fetchone()
+    return row[0], row[1]
+
+
+def close_letters(admin: Any, status: str = "resolved") -> None:
+    admin.execute("update dead_letters set status = %s", (status,))
+    admin.execute("delete from held_lanes")
+
+
+def test_a_thread_keeps_where_it_stands_when_its_last_run_failed_for_good(
+    run: Callable[..., Run],
+    retain: Callable[..., None],
+    producer: Producer,
+    admin: Any,
+) -> None:
+    run("latest", "a")
+    run("latest", "fail")
+    stands, newest = live(admin)
+    assert stands is not None
+    assert newest is not None and newest > stands, "the failed run's own are newer, and dead"
+    close_letters(admin)
+
+    retain()
+
+    kept = admin.execute("select checkpoint_id from checkpoints").fetchall()
+    assert kept == [(stands,)]
+    run("latest", "b")
+    assert producer.state("acme", "t").values["texts"] == ["a", "said", "hummed", "b", "said", "hummed"]
+
+
+def test_a_thread_that_never_succeeded_keeps_nothing_and_begins_anew(
+    run: Callable[..., Run], retain: Callable[..., None], producer: Producer, admin: Any
+) -> None:
+    run("latest", "fail")
+    assert live(admin)[0] is None
+    close_letters(admin)
+
+    retain()
+
+    assert admin.execute("select count(*) from checkpoints").fetchone() == (0,)
+    run("latest", "b")
+    assert producer.state("acme", "t").values["texts"] == ["b", "said", "hummed"]
+
+
+def test_what_a_discarded_letter_stands_upon_stays_until_it_is_removed(
+    run: Callable[..., Run],
+    retain: Callable[..., None],
+    age: Callable[..., None],
+    settings: Settings,
+    producer: Producer,
+    worker: Any,
+    admin: Any,
+) -> None:
+    run("latest", "a")
+    failed = run("latest", "fail")
+    with Desk(settings) as desk:
+        desk.discard(desk.list()[0].id)
+    run("latest", "b")
+    needed = admin.execute("select base_checkpoint_id, checkpoint_id from dead_letters").fetchone()
+    assert None not in needed
+
+    retain()
+    kept = {row[0] for row in admin.execute("select checkpoint_id from checkpoints").fetchall()}
+    assert kept == {*needed, live(admin)[0]}
+
+    with Desk(settings) as desk:
+        letter = desk.list()[0].id
+        desk.restore(letter)
+        desk.replay(letter, mode="restart")
+    worker.answer(failed).exception(20)
+    with Desk(settings) as desk:
+        desk.discard(letter)
+    age(1000, failed)
+    retain(run_ttl=500, dead_letter_ttl=500)
+    kept = [row[0] for row in admin.execute("select checkpoint_id from checkpoints").fetchall()]
+    assert kept == [needed[0]], "the restarted run has failed again, and the thread stands before its input"
+
+
+def test_a_memory_of_a_subgraph_keeps_what_is_live_of_it(
+    run: Callable[..., Run], retain: Callable[..., None], producer: Producer, admin: Any
+) -> None:
+    run("remembering", "a")
+    remembered = admin.execute("select max(checkpoint_id) from checkpoints where checkpoint_ns = 'own'")
+    newest = remembered.fetchone()[0]
+    run("remembering", "b")
+    # As if the second run had failed for good after its subgraph was done.
+    admin.execute(
+        "update threads set base_checkpoint_id = (select max(checkpoint_id) from checkpoints"
+        " where checkpoint_ns = '' and checkpoint_id < (select max(checkpoint_id) from checkpoints"
+        "   where checkpoint_ns = '' and metadata ->> 'source' = 'input')),"
+        " dead_until = (select max(checkpoint_id) from checkpoints where checkpoint_ns = '')"
+    )
+
+    retain()
+
+    kept = admin.execute("select checkpoint_id from checkpoints where checkpoint_ns = 'own'").fetchall()
+    assert (newest,) in kept
+
+
+# ---------------------------------------------------------------------------------------------------
+# Groups
+
+
+def test_a_group_goes_with_its_last_letter_and_the_others_stay(
+    run: Callable[..., Run], retain: Callable[..., None], admin: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "BATCH", 2)
+    run("kept", "fail")
+    admin.execute("insert into replay_groups (fingerprint) select 'empty-' || n from generate_series(1, 5) n")
+
+    retain()
+
+    assert (
+        admin.execute("select fingerprint from replay_groups").fetchall()
+        == admin.execute("select fingerprint from dead_letters").fetchall()
+    )
+
+
+def test_a_group_into_which_a_letter_is_just_put_is_not_removed(
+    run: Callable[..., Run], retain: Callable[..., None], settings: Settings, admin: Any
+) -> None:
+    failed = run("kept", "fail")
+    letter = admin.execute("delete from dead_letters returning id, fingerprint").fetchone()
+    with psycopg.connect(settings.database_url) as burying:  # as `bury` does; it commits late
+        burying.execute("set search_path to threadmill")
+        burying.execute(
+            "insert into replay_groups (fingerprint) values (%s) on conflict do nothing", (letter[1],)
+        )
+        burying.execute(
+            "insert into dead_letters (id, run_id, tenant, thread_id, graph, reason, error, fingerprint)"
+            " values (%s, %s, 'acme', 't', 'kept', 'permanent', '{}', %s)",
+            (letter[0], failed.id, letter[1]),
+        )
+        retain()  # it gives up, and tries again in its next round
+    retain()
+
+    assert admin.execute("select fingerprint from replay_groups").fetchall() == [(letter[1],)]
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -531,7 +531,10 @@ def test_what_a_failed_run_has_answered_is_not_taken_for_this_runs_answer(
     done = finish("made", command={"resume": {ids["right?"]: "yes"}})
 
     assert (done.status, done.attempt) == ("success", 2)
-    assert producer.state("acme", "t").values == {"texts": ["in", "left no", "right yes"]}
+    (question,) = producer.state("acme", "t").interrupts
+    assert question["id"] == ids["left?"], "what it had answered is open again"
+    assert finish("made", command={"resume": {ids["left?"]: "maybe"}}).status == "success"
+    assert producer.state("acme", "t").values == {"texts": ["in", "left maybe", "right yes"]}
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -564,14 +567,18 @@ def test_a_message_that_postgres_cannot_hold_is_recorded_as_far_as_it_can(
 def test_an_error_that_cannot_be_described_ends_its_run_all_the_same(
     worker: Any, finish: Enqueue, producer: Producer, desk: Desk, admin: Any
 ) -> None:
-    worker.graphs.troubles["second"] = [Mute(), Mute(), Mute()]
+    worker.graphs.troubles["second"] = [Mute()]
 
     done = finish()
 
-    assert (done.status, done.error.type, done.error.message) == ("error", "Mute", "")
+    assert (done.status, done.error.type, done.error.message) == (
+        "error",
+        "Mute",
+        "<no message: its __str__ raised RuntimeError>",
+    )
     letter = only_letter(desk)
-    assert (letter.reason, letter.checkpoint_id) == ("exhausted", producer.state("acme", "t").checkpoint_id)
-    assert attempts(admin) == [(n, "failed", "transient: unrecordable", None, "Mute") for n in (1, 2, 3)]
+    assert (letter.reason, letter.checkpoint_id) == ("permanent", producer.state("acme", "t").checkpoint_id)
+    assert attempts(admin) == [(1, "failed", "permanent: Mute is not known", "second", "Mute")]
 
 
 def test_a_verdict_that_cannot_be_recorded_ends_its_run_all_the_same(

@@ -21,7 +21,7 @@ from threadmill.workers.ending import (
 
 
 def run(**fields: Any) -> dict[str, Any]:
-    return {"attempt": 1, "failures": 0, "max_attempts": 3, "throttled": 0.0, **fields}
+    return {"attempt": 1, "failures": 0, "max_attempts": 3, "throttled": 0.0, "replays": 0, **fields}
 
 
 @given(

@@ -195,6 +195,7 @@ def test_a_record_is_one_json_object_that_holds_everything() -> None:
         deadline=LATER,
         durability="sync",
         multitask_strategy="reject",
+        on_dead_letter="hold",
     )
 
     policy = GraphPolicy(max_attempts=5, deadline=60)
@@ -216,6 +217,7 @@ def test_a_record_is_one_json_object_that_holds_everything() -> None:
         "idempotency_key": 'k"',
         "multitask_strategy": "reject",
         "durability": "sync",
+        "on_dead_letter": "hold",
     }
     assert json.loads(check(max_attempts=7).record(0, first=True, policy=policy))["max_attempts"] == 7
 

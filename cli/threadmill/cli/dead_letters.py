@@ -1,191 +1,107 @@
-"""`threadmill dlq`: look at dead letters, replay and discard them, and run the replay worker."""
+"""`threadmill dlq`: look at dead letters, and everything else that is done with them."""
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Callable
-from typing import Annotated
-
 import typer
-from rich.console import Group, RenderableType
-from rich.text import Text
 
+from threadmill.cli import dead_letter_acts as acts
+from threadmill.cli import dead_letter_drain as drain
+from threadmill.cli import dead_letter_exchange as exchange
+from threadmill.cli import dead_letter_replays as replays
+from threadmill.cli.dead_letter_detail import detail_view
+from threadmill.cli.dead_letter_options import LetterArgument, takes_filter
+from threadmill.cli.dead_letter_views import groups_table, letters_table, stats_view
+from threadmill.cli.dead_letter_watch import watch
 from threadmill.cli.invocation import (
     AfterOption,
     GraphOption,
     JsonOption,
     LimitOption,
     TenantOption,
-    ThreadOption,
     invocation_of,
 )
-from threadmill.cli.output import (
-    Cells,
-    ago,
-    coloured,
-    facts,
-    headline,
-    listing,
-    moment,
-    note,
-    report,
-    show,
-    text,
-)
-from threadmill.cli.runs import error_view
-from threadmill.core.errors import Conflict, NotFound
-from threadmill.dlq import DeadLetter, Desk, ReplayWorker
+from threadmill.cli.output import note, show
+from threadmill.dlq import Desk
+from threadmill.dlq.filter import LetterFilter
 
 app = typer.Typer(name="dlq", help="Dead letters: the runs that failed for good.", no_args_is_help=True)
 
-LetterArgument = Annotated[
-    str, typer.Argument(metavar="ID", help="The dead letter's id.", show_default=False)
-]
-LettersArgument = Annotated[
-    list[str], typer.Argument(metavar="ID…", help="The dead letters' ids.", show_default=False)
-]
+ID = "0199c0de-0000-7000-8000-000000000000"
 
 
-@app.command("list", epilog="Example: `threadmill dlq list --status parked --graph librarian`")
+@takes_filter
 def list_letters(
     context: typer.Context,
-    tenant: TenantOption = None,
-    thread: ThreadOption = None,
-    graph: GraphOption = None,
-    status: Annotated[
-        str | None,
-        typer.Option(help="Only these: waiting, replaying, resolved, parked or discarded."),
-    ] = None,
-    reason: Annotated[str | None, typer.Option(help="Only those with this reason.")] = None,
     limit: LimitOption = 20,
     after: AfterOption = None,
     as_json: JsonOption = False,
+    *,
+    chosen: LetterFilter,
 ) -> None:
     """Dead letters, the newest first."""
     with Desk(invocation_of(context).settings()) as desk:
-        letters = desk.list(
-            tenant=tenant,
-            thread_id=thread,
-            graph=graph,
-            status=status,
-            reason=reason,
-            limit=limit,
-            after=after,
-        )
-    show(as_json, [letter.to_dict() for letter in letters], lambda: _letters_table(letters))
+        letters = desk.list(chosen, limit=limit, after=after)
+    show(as_json, [letter.to_dict() for letter in letters], lambda: letters_table(letters))
     if not as_json and len(letters) == limit:
         note(f"more: --after {letters[-1].id}")
 
 
-@app.command("show", epilog="Example: `threadmill dlq show 0199c0de-0000-7000-8000-000000000000`")
-def show_letter(context: typer.Context, letter_id: LetterArgument, as_json: JsonOption = False) -> None:
-    """One dead letter, with its traceback and what was done about it."""
+def groups(
+    context: typer.Context,
+    tenant: TenantOption = None,
+    graph: GraphOption = None,
+    limit: LimitOption = 20,
+    after: AfterOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What failed in the same way, as one: how often, since when, and how its drain stands."""
     with Desk(invocation_of(context).settings()) as desk:
-        letter = desk.get(letter_id)
-    show(as_json, letter.to_dict(), lambda: _letter_view(letter))
+        found = desk.groups(tenant=tenant, graph=graph, limit=limit, after=after)
+    show(as_json, [group.to_dict() for group in found], lambda: groups_table(found))
+    if not as_json and len(found) == limit:
+        note(f"more: --after {found[-1].fingerprint}")
 
 
-@app.command(epilog="Example: `threadmill dlq replay 0199c0de-0000-7000-8000-000000000000`")
-def replay(context: typer.Context, letter_ids: LettersArgument, as_json: JsonOption = False) -> None:
-    """Give the runs of waiting or parked dead letters back as pending, now."""
+def show_letter(context: typer.Context, letter: LetterArgument, as_json: JsonOption = False) -> None:
+    """One dead letter: what failed and where, the state it left, what was done, what a replay would do."""
     with Desk(invocation_of(context).settings()) as desk:
-        _change_each(letter_ids, desk.replay, as_json)
+        detail = desk.detail(letter)
+    show(as_json, detail.to_dict(), lambda: detail_view(detail))
 
 
-@app.command(epilog="Example: `threadmill dlq discard 0199c0de-0000-7000-8000-000000000000`")
-def discard(context: typer.Context, letter_ids: LettersArgument, as_json: JsonOption = False) -> None:
-    """Give dead letters up for good; the threads that they held go on."""
+def stats(context: typer.Context, as_json: JsonOption = False) -> None:
+    """All dead letters in numbers, and what slows their replay."""
     with Desk(invocation_of(context).settings()) as desk:
-        _change_each(letter_ids, desk.discard, as_json)
+        numbers, pauses, rates = desk.stats(), desk.pauses(), desk.rates()
+    document = {
+        **numbers.to_dict(),
+        "pauses": [pause.to_dict() for pause in pauses],
+        "rates": [rate.to_dict() for rate in rates],
+    }
+    show(as_json, document, lambda: stats_view(numbers, pauses, rates))
 
 
-@app.command(epilog="Example: `threadmill dlq drain`")
-def drain(context: typer.Context, as_json: JsonOption = False) -> None:
-    """Run the replay worker in the foreground: it replays what is due, until it is told to stop."""
-    worker = ReplayWorker(invocation_of(context).settings(log_format="json" if as_json else None))
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, lambda *_: worker.stop())
-    worker.run()
-    show(as_json, {"status": "stopped"})
-
-
-def _change_each(letter_ids: list[str], change: Callable[[str], DeadLetter], as_json: bool) -> None:
-    """Changes what can be changed; one that cannot does not keep the others from it."""
-    changed = []
-    for letter_id in letter_ids:
-        try:
-            changed.append(change(letter_id))
-        except (NotFound, Conflict) as error:
-            report(error, as_json)
-    show(as_json, [letter.to_dict() for letter in changed], lambda: _changed_view(changed))
-    if len(changed) < len(letter_ids):
-        raise typer.Exit(1)
-
-
-def _changed_view(letters: list[DeadLetter]) -> RenderableType:
-    return Group(
-        *(
-            Text.assemble("dead letter ", (letter.id, "bold"), " ", coloured(letter.status))
-            for letter in letters
-        )
-    )
-
-
-def _letters_table(letters: list[DeadLetter]) -> RenderableType:
-    rows: list[Cells] = [
-        {
-            "id": letter.id,
-            "tenant": text(letter.tenant),
-            "thread": text(letter.thread_id),
-            "graph": text(letter.graph),
-            "status": coloured(letter.status),
-            "reason": text(letter.reason),
-            "replays": str(letter.replays),
-            "next": ago(letter.next_replay_at) if letter.status == "waiting" else "",
-            "created": ago(letter.created_at),
-            "error": headline(f"{letter.error.type}: {letter.error.message}"),
-        }
-        for letter in letters
-    ]
-    return listing(
-        rows,
-        elastic=("tenant", "thread", "graph", "reason", "error"),
-        expendable=("created", "reason", "replays", "next", "error"),
-    )
-
-
-def _letter_view(letter: DeadLetter) -> RenderableType:
-    pairs = facts(
-        {
-            "dead letter": letter.id,
-            "status": coloured(letter.status),
-            "reason": text(letter.reason),
-            "error": error_view(letter.error),
-            "graph": text(letter.graph),
-            "tenant": text(letter.tenant),
-            "thread": text(letter.thread_id),
-            "run": letter.run_id,
-            "checkpoint": letter.checkpoint_id,
-            "fingerprint": letter.fingerprint,
-            "replays": str(letter.replays),
-            "mode": letter.replay_mode,
-            "next replay": moment(letter.next_replay_at) if letter.status == "waiting" else None,
-            "created": moment(letter.created_at),
-        }
-    )
-    parts: list[RenderableType] = [pairs]
-    if letter.notes:
-        parts += [Text("\nnotes", style="bold"), *(_note_line(entry) for entry in letter.notes)]
-    if letter.traceback:
-        parts += [Text("\ntraceback", style="bold"), text(letter.traceback.rstrip())]
-    return Group(*parts)
-
-
-def _note_line(entry: dict[str, object]) -> Text:
-    facts = {name: value for name, value in entry.items() if name not in ("at", "action", "by")}
-    more = "".join(f" {name}={value}" for name, value in facts.items())
-    return Text.assemble(
-        text(f"{entry.get('at', '')} ", style="dim"),
-        text(entry.get("action", ""), style="bold"),
-        text(f" by {entry.get('by', '?')}{more}"),
-    )
+for name, command, example in (
+    ("list", list_letters, "list --status parked --graph librarian --since 2h"),
+    ("groups", groups, "groups --graph librarian"),
+    ("show", show_letter, f"show {ID}"),
+    ("stats", stats, "stats"),
+    ("replay", replays.replay, "replay --group 3f1c9a0b7d52e846 --rate 50/s --dry-run"),
+    ("jobs", replays.jobs, "jobs"),
+    ("stop", replays.stop, f"stop {ID}"),
+    ("continue", replays.continue_job, f"continue {ID}"),
+    ("edit", acts.edit, f'edit {ID} --patch \'{{"question": "What is a lease?"}}\''),
+    ("discard", acts.discard, f'discard {ID} --because "the customer has left"'),
+    ("restore", acts.restore, f"restore {ID}"),
+    ("park", acts.park, "park --tenant acme --exception KeyError"),
+    ("note", acts.note, f'note {ID} "asked the provider"'),
+    ("export", exchange.export, "export --since 7d --output letters.jsonl"),
+    ("import", exchange.import_letters, "import letters.jsonl"),
+    ("pause", drain.pause, 'pause --graph librarian --because "the index is being rebuilt"'),
+    ("unpause", drain.unpause, "unpause --graph librarian"),
+    ("rates", drain.rates, "rates"),
+    ("rate", drain.rate, "rate 50/s --graph librarian"),
+    ("drain", drain.drain, "drain --rate 50/s"),
+    ("watch", watch, "watch --webhook https://alarms.example.org/hooks/threadmill --held-longer-than 15m"),
+):
+    app.command(name, epilog=f"Example: `threadmill dlq {example}`")(command)

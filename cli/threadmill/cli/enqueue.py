@@ -14,7 +14,7 @@ from rich.text import Text
 from threadmill.cli.invocation import JsonOption, OwnerOption, invocation_of
 from threadmill.cli.output import coloured, show, text
 from threadmill.cli.runs import run_view
-from threadmill.core.policy import Durability
+from threadmill.core.policy import Durability, OnDeadLetter
 from threadmill.producers import Producer, Run
 from threadmill.producers.request import MultitaskStrategy
 
@@ -98,6 +98,12 @@ def enqueue(
     durability: Annotated[
         Durability | None, typer.Option(help="When LangGraph saves a checkpoint; default: the graph's.")
     ] = None,
+    on_dead_letter: Annotated[
+        OnDeadLetter | None,
+        typer.Option(
+            help="If it fails for good, whether its thread's later runs go on or wait; default: the graph's."
+        ),
+    ] = None,
     multitask_strategy: Annotated[
         MultitaskStrategy, typer.Option(help="What to do on a thread with unfinished runs.")
     ] = "enqueue",
@@ -120,6 +126,7 @@ def enqueue(
             deadline=deadline,
             max_attempts=max_attempts,
             durability=durability,
+            on_dead_letter=on_dead_letter,
             multitask_strategy=multitask_strategy,
         )
         if not wait:

@@ -9,6 +9,9 @@ from threadmill.cli.output import span
 from threadmill.core.transitions import QUARANTINE_LOSSES
 from threadmill.core.transitions.terms import BREAKER_TRIALS
 
+# So many dead letters are counted; an outage may leave a million.
+MOST_COUNTED = 10_000
+
 
 def find_workers(fleet: Connection, patience: float) -> Finding:
     """Who is alive, and whose runs are still to be rescued. patience: seconds of silence that mean lost."""
@@ -117,43 +120,70 @@ def find_quarantine(fleet: Connection) -> Finding:
 
 def find_dead_letters(fleet: Connection) -> Finding:
     """What failed for good, and whether anybody takes care of it."""
-    row = one_row(
-        fleet,
-        "select count(*) filter (where status = 'waiting') as waiting, "
-        "count(*) filter (where status = 'parked') as parked, "
-        "count(*) filter (where status = 'waiting' "
-        "and coalesce(next_replay_at, updated_at) < now() - interval '1 minute') as overdue "
-        "from dead_letters",
-    )
-    detail = f"{row['waiting']} waiting, {row['parked']} parked"
-    if row["overdue"]:
+    row = one_row(fleet, _DEAD_LETTERS)
+    parts = [f"{_counted(row['waiting'])} waiting", f"{_counted(row['parked'])} parked"]
+    if row["alone"]:
+        parts.append(f"{_counted(row['alone'])} of those that wait have no time and wait for a person")
+    if row["overdue"] and not row["drainers"]:
+        parts.append(f"{_counted(row['overdue'])} are overdue for replay")
+        return Finding(
+            "dead letters", "warn", "; ".join(parts), "start the replay worker, `threadmill dlq drain`"
+        )
+    if row["parked"] or row["alone"]:
+        which = "--status parked" if row["parked"] else "--status waiting"
         return Finding(
             "dead letters",
             "warn",
-            f"{detail}; {row['overdue']} are overdue for replay",
-            "start the replay worker, `threadmill dlq drain`",
+            "; ".join(parts),
+            f"see `threadmill dlq list {which}`, mend the cause, then replay or discard",
         )
-    if row["parked"]:
-        return Finding(
-            "dead letters",
-            "warn",
-            detail,
-            "see `threadmill dlq list --status parked`, mend the cause, then replay or discard",
-        )
-    return Finding("dead letters", "ok", detail)
+    return Finding("dead letters", "ok", "; ".join(parts))
+
+
+# What is paused, backed off or behind a breaker is due and yet not overdue: a replay worker leaves it alone.
+_DEAD_LETTERS = f"""
+select
+    (select count(*) from (select from dead_letters where status = 'waiting' limit {MOST_COUNTED}) as w)
+        as waiting,
+    (select count(*) from (select from dead_letters where status = 'parked' limit {MOST_COUNTED}) as p)
+        as parked,
+    (select count(*) from (
+        select from dead_letters where status = 'waiting' and next_replay_at is null limit {MOST_COUNTED}
+    ) as a) as alone,
+    (select count(distinct drainer) from replay_groups where drainer_until > now()) as drainers,
+    (select count(*) from (
+        select from dead_letters as letter left join replay_groups as drained using (fingerprint)
+        where letter.status = 'waiting' and letter.next_replay_at < now() - interval '1 minute'
+            and coalesce(drained.next_at <= now(), true)
+            and not exists (
+                select from replay_pauses as pause
+                where (pause.kind = 'graph' and pause.name = letter.graph)
+                    or (pause.kind = 'tenant' and pause.name = letter.tenant)
+                    or (pause.kind = 'group' and pause.name = letter.fingerprint)
+            )
+            and not exists (select from breakers where letter.graph = any(graphs) and open_until > now())
+        limit {MOST_COUNTED}
+    ) as o) as overdue
+"""  # noqa: S608 - the bound is a constant
+
+
+def _counted(number: int) -> str:
+    return f"{number} or more" if number == MOST_COUNTED else str(number)
 
 
 def find_held_threads(fleet: Connection) -> Finding:
     """The lanes that a dead letter holds."""
     rows = fleet.execute(
-        "select tenant, thread_id from threads where held_by is not null order by 1, 2"
+        "select tenant, thread_id, extract(epoch from now() - min(since))::float8 as held from held_lanes "
+        "group by tenant, thread_id order by min(since), tenant, thread_id limit %s",
+        [MOST_COUNTED],
     ).fetchall()
-    names = [f"{row['tenant']}/{row['thread_id']}" for row in rows]
+    names = [f"{row['tenant']}/{row['thread_id']} ({span(row['held'])})" for row in rows]
     if names:
         return Finding(
             "held threads",
             "warn",
-            f"{len(names)} held by a dead letter: {some(names)}",
+            f"{_counted(len(names))} held by a dead letter, the longest first: {some(names)}",
             "see `threadmill threads list --held`; replaying or discarding the dead letter lets them go",
         )
     return Finding("held threads", "ok", "none is held by a dead letter")

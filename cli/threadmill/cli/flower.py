@@ -34,17 +34,24 @@ def flower(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Run Flower in the foreground. It asks nobody for a password."""
+    """Run Flower in the foreground, with pages for dead letters, threads and tenants.
+
+    Flower's own options are taken from the environment: FLOWER_BASIC_AUTH=user:password asks for a password
+    (several: with commas), FLOWER_READ_ONLY=true only shows. Without a password it can be acted on from this
+    machine only.
+    """
     settings = (
         invocation_of(context)
         .settings(flower_host=host, flower_port=port, log_format="json" if as_json else None)
         .located()
     )
     check_broker(settings)
-    app = _create(settings)
+    app, pages = _create(settings)
     try:
         found = _listen(app, settings, any_port=any_port)
-        url = f"http://{settings.flower_host or '127.0.0.1'}:{found}"
+        scheme = "https" if app.ssl_options else "http"
+        prefix = (app.options.url_prefix or "").strip("/")
+        url = f"{scheme}://{settings.flower_host or '127.0.0.1'}:{found}/{prefix}".rstrip("/")
         loop = app.io_loop.asyncio_loop
         for signum in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(signum, app.stop)
@@ -54,25 +61,38 @@ def flower(
         show(as_json, {"url": url})
         app.start()
     finally:
+        pages.close()
         app.capp.close()
 
 
-def _create(settings: Settings) -> Any:
-    """Flower's tornado application over our Celery app."""
+def _create(settings: Settings) -> tuple[Any, Any]:
+    """Flower's tornado application over our Celery app, and what our pages in it stand on."""
     with needs("flower"):
         from flower.app import Flower  # noqa: PLC0415
+        from flower.command import apply_env_options, extract_settings  # noqa: PLC0415
         from flower.options import options  # noqa: PLC0415
-        from flower.urls import settings as urls  # noqa: PLC0415
+        from flower.urls import settings as given  # noqa: PLC0415
+
+        from threadmill.dlq.pages import add_pages, template_loader  # noqa: PLC0415
+    try:
+        apply_env_options()
+        extract_settings()
+    except (ValueError, SystemExit) as error:
+        reason = str(error) if isinstance(error, ValueError) else "Flower's log above says which"
+        raise SettingsInvalid([f"FLOWER_…: an option has an impossible value: {reason}"]) from None
     # Flower says at each look that nobody answered; that there are no workers is no trouble of Flower's.
     logging.getLogger("flower.inspector").setLevel(logging.ERROR)
     logging.getLogger("tornado.access").setLevel(logging.ERROR)
-    return Flower(capp=create_celery_app(settings), options=options, **urls)
+    given = {**given, "template_loader": template_loader(given["template_path"])}
+    app = Flower(capp=create_celery_app(settings), options=options, **given)
+    return app, add_pages(app, settings)
 
 
 def _listen(app: Any, settings: Settings, *, any_port: bool) -> int:
     """The port on which Flower listens. Raises SettingsInvalid where it is taken."""
     app.options.address = settings.flower_host
     app.options.port = settings.flower_port
+    app.options.unix_socket = ""  # it listens where Threadmill's own settings say
     try:
         return int(app.start_http_server())
     except OSError as error:

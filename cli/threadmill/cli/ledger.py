@@ -5,14 +5,14 @@ from __future__ import annotations
 import uuid
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Select, select, tuple_
+from sqlalchemy import ColumnElement, Select, func, select, true, tuple_
 from sqlalchemy.sql import Executable
 
 from threadmill.cli.standing import OBSTACLE_COLUMNS, STANDING_COLUMNS, Standing, standing_of
 from threadmill.core.database import Database
 from threadmill.core.errors import InvalidOption, InvalidTenant, InvalidThreadId, RunNotFound, ThreadNotFound
 from threadmill.core.keys import check_tenant, check_thread_id, split_thread_key
-from threadmill.core.models import RUN_STATUSES, THREAD_STATUSES, Attempt, Graph, Thread, table_of
+from threadmill.core.models import RUN_STATUSES, THREAD_STATUSES, Attempt, Graph, HeldLane, Thread, table_of
 from threadmill.core.models import Run as RunRow
 from threadmill.core.settings import Settings
 from threadmill.core.statement import Batch, Plan, Row, Rows, Step
@@ -26,6 +26,10 @@ _runs = table_of(RunRow)
 _threads = table_of(Thread)
 _attempts = table_of(Attempt)
 _graphs = table_of(Graph)
+_held = table_of(HeldLane)
+
+# So many of the runs that wait on a held thread are counted.
+MOST_WAITING = 10_000
 
 AnySelect = Select[tuple[object, ...]]
 
@@ -116,27 +120,27 @@ class Ledger:
         limit: int,
         after: str | None,
     ) -> Rows:
-        """A page of threads, by tenant and thread id.
+        """A page of threads, by tenant and thread id, each with what holds it.
 
-        after: the last thread id of the page before; without a tenant, `tenant:thread_id`.
+        The first dead letter that holds a thread is held_by, since held_since, perhaps until held_until;
+        held_runs wait behind it, counted up to MOST_WAITING. after: the last thread id of the page before;
+        without a tenant, `tenant:thread_id`.
         """
         _check_status(status, THREAD_STATUSES)
-        query: AnySelect = select(_threads)
+        query = _threads_with_lanes(held_only=held)
         if tenant is not None:
             query = query.where(_threads.c.tenant == check_tenant(tenant))
         if status is not None:
             query = query.where(_threads.c.status == status)
-        if held:
-            query = query.where(_threads.c.held_by.is_not(None))
         place = (_threads.c.tenant, _threads.c.thread_id)
         if after is not None:
             query = query.where(tuple_(*place) > tuple_(*_place(tenant, after)))
         return self._read(query.order_by(*place).limit(limit))
 
     def thread(self, tenant: str, thread_id: str) -> Row:
-        """The thread's own row. Raises ThreadNotFound."""
+        """The thread's own row, as `threads` gives it. Raises ThreadNotFound."""
         rows = self._read(
-            select(_threads).where(
+            _threads_with_lanes().where(
                 _threads.c.tenant == check_tenant(tenant), _threads.c.thread_id == check_thread_id(thread_id)
             )
         )
@@ -147,6 +151,36 @@ class Ledger:
     def graphs(self) -> Rows:
         """What the workers have announced, by name."""
         return self._read(select(_graphs).order_by(_graphs.c.name))
+
+
+def _threads_with_lanes(*, held_only: bool = False) -> AnySelect:
+    """Threads, each with the first lane that is held on it, if there is one."""
+    first = (
+        select(_held.c.letter_id, _held.c.since, _held.c.until, _held.c.seq)
+        .where(_held.c.tenant == _threads.c.tenant, _held.c.thread_id == _threads.c.thread_id)
+        .order_by(_held.c.seq)
+        .limit(1)
+        .lateral("held")
+    )
+    behind = (
+        select(_runs.c.id)
+        .where(
+            _runs.c.tenant == _threads.c.tenant,
+            _runs.c.thread_id == _threads.c.thread_id,
+            _runs.c.seq > first.c.seq,
+            is_unfinished(_runs.c.status),
+        )
+        .limit(MOST_WAITING)
+        .correlate(_threads, first)
+        .subquery()
+    )
+    columns = (
+        first.c.letter_id.label("held_by"),
+        first.c.since.label("held_since"),
+        first.c.until.label("held_until"),
+        select(func.count()).select_from(behind).scalar_subquery().label("held_runs"),
+    )
+    return select(_threads, *columns).select_from(_threads.join(first, true(), isouter=not held_only))
 
 
 def _records(*more: ColumnElement[Any]) -> AnySelect:

@@ -126,9 +126,13 @@ def table(*columns: str, fixed: Sequence[str] = ()) -> Table:
 
 
 def listing(
-    rows: Sequence[Cells], *, elastic: Sequence[str], expendable: Sequence[str] = ()
+    rows: Sequence[Cells],
+    *,
+    elastic: Sequence[str],
+    expendable: Sequence[str] = (),
+    sparse: Sequence[str] = (),
 ) -> RenderableType:
-    """A table of rows that all have the same columns.
+    """A table of rows that all have the same columns. The sparse ones are left out where no row fills them.
 
     Where the terminal is too narrow, the expendable columns are left out, one after the other, and then the
     elastic ones are folded. The others, ids for copying and single words, keep their width.
@@ -136,10 +140,13 @@ def listing(
     if not rows:
         return Text("none", style="dim")
     widths = {name: max(len(name), *(cell_len(str(row[name])) for row in rows)) for name in rows[0]}
-    for name in elastic:
+    for name in sparse:
+        if not any(str(row[name]) for row in rows):
+            del widths[name]
+    for name in widths.keys() & set(elastic):
         widths[name] = min(widths[name], ELASTIC_WIDTH)
     for name in expendable:
-        if sum(width + GAP for width in widths.values()) > console().width + GAP:
+        if name in widths and sum(width + GAP for width in widths.values()) > console().width + GAP:
             del widths[name]
     made = table(*widths, fixed=[name for name in widths if name not in elastic])
     for row in rows:

@@ -90,7 +90,7 @@ def show_run(
         as_json,
         document,
         lambda: run_view(run, standing),
-        lambda: _attempts_view(rows, in_full=attempts),
+        lambda: _attempts_view(rows, standing, in_full=attempts),
     )
 
 
@@ -132,12 +132,12 @@ def runs_table(records: list[RunRecord]) -> RenderableType:
         }
         for run, standing in records
     ]
-    # Most runs succeed at once and wait for nothing.
-    empty = {name for name in ("waits", "spent") if not any(str(row[name]) for row in rows)}
     return listing(
-        [{name: cell for name, cell in row.items() if name not in empty} for row in rows],
+        rows,
         elastic=("tenant", "thread", "graph", "error"),
         expendable=("took", "seq", "created", "spent", "error"),
+        # Most runs succeed at once and wait for nothing.
+        sparse=("waits", "spent"),
     )
 
 
@@ -178,6 +178,7 @@ def _standing_facts(run: Run, standing: Standing) -> dict[str, RenderableType | 
         "attempt": f"{run.attempt}{spent}",
         "workers lost": losses if standing.worker_losses else None,
         "throttled": f"{span(standing.throttled)} in all" if standing.throttled else None,
+        "replays": f"{standing.replays}, at last by {standing.replay_mode}" if standing.replays else None,
     }
 
 
@@ -187,18 +188,20 @@ def error_view(error: RunError) -> RenderableType:
     return Text.assemble(text(f"{error.type}: {error.message}", style="red"), where)
 
 
-def _attempts_view(attempts: Rows, *, in_full: bool) -> RenderableType:
+def _attempts_view(attempts: Rows, standing: Standing, *, in_full: bool) -> RenderableType:
     """A line for each attempt; under it the newest, or all of them, with what was raised."""
     if not attempts:
         return Group()
     shown = attempts if in_full else attempts[-1:]
-    return Group(Text(), _attempts_table(attempts), *(part for row in shown for part in _attempt_parts(row)))
+    parts = (part for row in shown for part in _attempt_parts(row, standing))
+    return Group(Text(), _attempts_table(attempts), *parts)
 
 
 def _attempts_table(attempts: Rows) -> RenderableType:
     rows: list[Cells] = [
         {
             "attempt": str(row["attempt"]),
+            "replay": str(row["replay"] or ""),
             "outcome": coloured(row["outcome"]),
             "cause": text(row["cause"]),
             "node": text(row["node"]),
@@ -209,15 +212,18 @@ def _attempts_table(attempts: Rows) -> RenderableType:
         }
         for row in attempts
     ]
-    return listing(rows, elastic=("cause", "node"), expendable=("worker", "refused", "ended"))
+    return listing(
+        rows, elastic=("cause", "node"), expendable=("worker", "refused", "ended"), sparse=("replay",)
+    )
 
 
-def _attempt_parts(attempt: Row) -> Iterator[RenderableType]:
+def _attempt_parts(attempt: Row, standing: Standing) -> Iterator[RenderableType]:
     yield Text()
     yield Text.assemble(
         (f"attempt {attempt['attempt']} ", "bold"),
         coloured(attempt["outcome"]),
         text(f" {ago(attempt['ended_at'])}", style="dim"),
+        text(_replay_words(attempt, standing), style="dim"),
     )
     refused = attempt["fenced_writes"]
     yield facts(
@@ -236,9 +242,18 @@ def _attempt_parts(attempt: Row) -> Iterator[RenderableType]:
         yield text(f"{attempt['exception_type']}: {attempt['message']}")
 
 
+def _replay_words(attempt: Row, standing: Standing) -> str:
+    """In which replay the attempt was made; in which mode is known of the last one."""
+    if not attempt["replay"]:
+        return ""
+    mode = standing.replay_mode if attempt["replay"] == standing.replays else None
+    return f", in replay {attempt['replay']}" + (f" ({mode})" if mode else "")
+
+
 def _attempt_document(attempt: Row) -> dict[str, Any]:
     return {
         "attempt": attempt["attempt"],
+        "replay": attempt["replay"],
         "outcome": attempt["outcome"],
         "cause": attempt["cause"],
         "node": attempt["node"],

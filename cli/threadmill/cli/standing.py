@@ -14,12 +14,11 @@ from threadmill.core.statement import Row
 from threadmill.core.transitions import QUARANTINE_LOSSES
 from threadmill.core.transitions.terms import (
     BREAKERS,
+    HELD,
     RUNS,
-    THREADS,
     another_running,
     earlier_unfinished,
     held_back_by_breaker,
-    lane_is_free,
     tenant_is_paused,
     word,
 )
@@ -35,12 +34,22 @@ STANDING_COLUMNS = (
     RUNS.c.failures,
     RUNS.c.worker_losses,
     RUNS.c.throttled,
+    RUNS.c.replays,
+    RUNS.c.replay_mode,
     case((_waits, RUNS.c.run_at)).label("waits_until"),
     case((_waits, cast(func.extract("epoch", RUNS.c.run_at - func.now()), Float))).label("waits_for"),
 )
 
-_held_by = select(THREADS.c.held_by).where(
-    THREADS.c.tenant == RUNS.c.tenant, THREADS.c.thread_id == RUNS.c.thread_id
+# The first that has to let go: a thread may be held by several.
+_held_by = (
+    select(HELD.c.letter_id)
+    .where(
+        HELD.c.tenant == RUNS.c.tenant,
+        HELD.c.thread_id == RUNS.c.thread_id,
+        HELD.c.seq < RUNS.c.seq,
+    )
+    .order_by(HELD.c.seq)
+    .limit(1)
 )
 _breakers = select(func.array_agg(BREAKERS.c.kind + " " + BREAKERS.c.name)).where(
     RUNS.c.graph == any_(BREAKERS.c.graphs), BREAKERS.c.open_until.is_not(None)
@@ -49,7 +58,7 @@ _breakers = select(func.array_agg(BREAKERS.c.kind + " " + BREAKERS.c.name)).wher
 # The claim's own conditions, for one run that is looked at closely.
 OBSTACLE_COLUMNS = (
     and_(_pending, or_(earlier_unfinished(RUNS), another_running(RUNS))).label("is_behind"),
-    case((and_(_pending, ~lane_is_free()), _held_by.correlate(RUNS).scalar_subquery())).label("held_by"),
+    case((_pending, _held_by.correlate(RUNS).scalar_subquery())).label("held_by"),
     and_(_pending, tenant_is_paused()).label("is_paused"),
     case((and_(_pending, held_back_by_breaker()), _breakers.correlate(RUNS).scalar_subquery())).label(
         "breakers"
@@ -62,7 +71,8 @@ class Standing:
     """One run's, at one moment.
 
     failures: the attempts that were spent, out of max_attempts. worker_losses: those whose worker was lost.
-    throttled: how many seconds it has waited because it was told to. waits_until: when it may run, where
+    throttled: how many seconds it has waited because it was told to. replays: how often it was replayed, at
+    last in replay_mode. waits_until: when it may run, where
     that is to come, and waits_for the seconds until then. retries: whether it has run before. obstacles:
     what else it waits for, in words; known only of one run that is looked at closely.
     """
@@ -71,6 +81,8 @@ class Standing:
     max_attempts: int
     worker_losses: int
     throttled: float
+    replays: int
+    replay_mode: str | None
     waits_until: datetime.datetime | None
     waits_for: float | None
     retries: bool
@@ -102,6 +114,8 @@ class Standing:
             "max_attempts": self.max_attempts,
             "worker_losses": self.worker_losses,
             "throttled": self.throttled,
+            "replays": self.replays,
+            "replay_mode": self.replay_mode,
             "waits_until": timestamp(self.waits_until),
         }
 
@@ -113,6 +127,8 @@ def standing_of(row: Row) -> Standing:
         max_attempts=row["max_attempts"],
         worker_losses=row["worker_losses"],
         throttled=row["throttled"],
+        replays=row["replays"],
+        replay_mode=row["replay_mode"],
         waits_until=row["waits_until"],
         waits_for=row["waits_for"],
         retries=row["attempt"] > 0,

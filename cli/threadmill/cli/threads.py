@@ -46,7 +46,7 @@ def list_threads(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Threads, by tenant and id."""
+    """Threads, by tenant and id; those that a dead letter holds with since when, and how many runs wait."""
     with Ledger(invocation_of(context).settings()) as ledger:
         threads = ledger.threads(tenant=tenant, status=status, held=held, limit=limit, after=after)
     show(as_json, [_document(thread) for thread in threads], lambda: _threads_table(threads))
@@ -68,15 +68,14 @@ def show_thread(
         row = ledger.thread(tenant, thread)
         head = ledger.head(tenant, thread)
         records = ledger.runs(tenant=tenant, thread_id=thread, limit=RUNS_SHOWN)
-    held_by = _id(row["held_by"])
     document = {
         **state.to_dict(),
-        "held_by": held_by,
+        **_lane_document(row),
         "waits_for": head.run.id if head else None,
         "waits_until": timestamp(head.standing.waits_until) if head else None,
         "runs": [record.run.to_dict() for record in records],
     }
-    show(as_json, document, lambda: _state_view(state, held_by, head), lambda: runs_table(records))
+    show(as_json, document, lambda: _state_view(state, row, head), lambda: runs_table(records))
 
 
 @app.command(epilog="Example: `threadmill threads history ticket-42 --tenant acme --limit 5`")
@@ -96,21 +95,27 @@ def history(
         note(f"more: --after {checkpoints[-1]['checkpoint_id']}")
 
 
-def _id(value: object) -> str | None:
-    return None if value is None else str(value)
-
-
 def _document(thread: Row) -> dict[str, Any]:
     return {
         "tenant": thread["tenant"],
         "thread_id": thread["thread_id"],
         "status": thread["status"],
-        "held_by": _id(thread["held_by"]),
+        **_lane_document(thread),
         "next": list(thread["next_nodes"]),
         "interrupts": thread["interrupts"] or [],
         "metadata": thread["metadata"],
         "created_at": timestamp(thread["created_at"]),
         "updated_at": timestamp(thread["updated_at"]),
+    }
+
+
+def _lane_document(thread: Row) -> dict[str, Any]:
+    """What holds the thread, and how many of its runs wait for that."""
+    return {
+        "held_by": str(thread["held_by"]) if thread["held_by"] else None,
+        "held_since": timestamp(thread["held_since"]),
+        "held_until": timestamp(thread["held_until"]),
+        "held_runs": thread["held_runs"] if thread["held_by"] else 0,
     }
 
 
@@ -123,11 +128,20 @@ def _threads_table(threads: Rows) -> RenderableType:
             "runs": str(thread["last_seq"]),
             "next": text(", ".join(thread["next_nodes"])),
             "held by": text(thread["held_by"], style="red"),
+            "wait": str(thread["held_runs"]) if thread["held_by"] else "",
+            "since": ago(thread["held_since"]),
+            "until": ago(thread["held_until"]),
             "updated": ago(thread["updated_at"]),
         }
         for thread in threads
     ]
-    return listing(rows, elastic=("tenant", "thread", "next"), expendable=("runs",))
+    return listing(
+        rows,
+        elastic=("tenant", "thread", "next"),
+        expendable=("updated", "runs", "next", "until", "status"),
+        # Most threads are held by nothing, and few of those that are held until a time.
+        sparse=("next", "held by", "wait", "since", "until"),
+    )
 
 
 def _lane_view(head: RunRecord) -> RenderableType:
@@ -139,13 +153,24 @@ def _lane_view(head: RunRecord) -> RenderableType:
     return text("\n".join(lines))
 
 
-def _state_view(state: ThreadState, held_by: str | None, head: RunRecord | None) -> RenderableType:
+def _held_view(thread: Row) -> RenderableType | None:
+    """By which dead letter the thread is held, since and until when; None if it is not."""
+    if thread["held_by"] is None:
+        return None
+    lines = [f"dead letter {thread['held_by']}", f"since {moment(thread['held_since'])}"]
+    if thread["held_until"] is not None:
+        lines.append(f"until {moment(thread['held_until'])}")
+    lines.append(f"{thread['held_runs']} runs wait")
+    return text("\n".join(lines), style="red")
+
+
+def _state_view(state: ThreadState, thread: Row, head: RunRecord | None) -> RenderableType:
     return facts(
         {
             "thread": text(state.thread_id),
             "tenant": text(state.tenant),
             "status": coloured(state.status),
-            "held by": text(f"dead letter {held_by}", style="red") if held_by else None,
+            "held by": _held_view(thread),
             "waits for": _lane_view(head) if head else None,
             "updated": moment(state.updated_at),
             "checkpoint": state.checkpoint_id,

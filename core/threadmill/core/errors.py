@@ -7,18 +7,23 @@
     │   ├── InvalidThreadId           the thread id is empty, too long, or holds control characters
     │   ├── InvalidOption             another argument has an impossible value
     │   ├── ReservedKey               `config.configurable` holds a key that Threadmill or LangGraph owns
+    │   ├── ImportInvalid             a file of dead letters is cut off, was changed, or is none
+    │   ├── FleetOnly                 a desk that is bound to a tenant was asked for what concerns all
     │   └── UnknownGraph              no worker has ever announced a graph of that name
     ├── Conflict                      the request is well formed, but the ledger's state forbids it
     │   ├── IdempotencyConflict       the idempotency key was used for a different run
     │   ├── ThreadBusy                `multitask_strategy="reject"`, and the thread has unfinished runs
     │   ├── NotReplayable             the dead letter is resolved, discarded or being replayed
+    │   ├── JobNotRunning             the replay job is stopped or done
     │   ├── NotCancellable            the run is already finished
     │   └── QuotaExceeded             a bound on pending runs is reached
     │       └── TenantQuotaExceeded   the tenant's own
     ├── NotFound
     │   ├── RunNotFound               this tenant has no such run
     │   ├── ThreadNotFound            this tenant has no such thread
-    │   └── DeadLetterNotFound        there is no such dead letter
+    │   ├── DeadLetterNotFound        there is no such dead letter
+    │   ├── JobNotFound               there is no such replay job
+    │   └── NothingMatches            no dead letter that can be replayed fits the filter
     ├── WaitTimeout                   the run was not finished in the time the caller gave
     ├── ForeignThread                 an attempt tried to write into a thread that is not its run's
     ├── LeaseLost                     an attempt tried to write after its run was given to another
@@ -114,6 +119,28 @@ class ReservedKey(InvalidRequest):
         )
 
 
+class ImportInvalid(InvalidRequest):
+    """A file of dead letters cannot be imported; nothing was written. line: where, from 1."""
+
+    def __init__(self, line: int, reason: str) -> None:
+        super().__init__(line, reason)
+        self.line, self.reason = line, reason
+
+    def __str__(self) -> str:
+        return f"line {self.line}: {self.reason}"
+
+
+class FleetOnly(InvalidRequest):
+    """What concerns every tenant was asked of a desk that is bound to one."""
+
+    def __init__(self, action: str, tenant: str) -> None:
+        super().__init__(action, tenant)
+        self.action, self.tenant = action, tenant
+
+    def __str__(self) -> str:
+        return f"{self.action} concerns every tenant, and this desk is bound to {self.tenant}"
+
+
 class UnknownGraph(InvalidRequest):
     """No worker has announced a graph of that name."""
 
@@ -163,17 +190,26 @@ class ThreadBusy(Conflict):
 
 
 class NotReplayable(Conflict):
-    """The dead letter is not in a state from which this is possible."""
+    """The dead letter is not in a state from which this is possible. reason: what is possible, or why not."""
 
-    def __init__(self, dead_letter_id: str, status: str) -> None:
-        super().__init__(dead_letter_id, status)
-        self.dead_letter_id, self.status = dead_letter_id, status
+    def __init__(self, dead_letter_id: str, status: str, reason: str | None = None) -> None:
+        super().__init__(dead_letter_id, status, reason)
+        self.dead_letter_id, self.status, self.reason = dead_letter_id, status, reason
 
     def __str__(self) -> str:
-        return (
-            f"dead letter {self.dead_letter_id} is {self.status}; only waiting and parked ones can be "
-            "replayed or discarded"
-        )
+        reason = self.reason or "only waiting and parked ones can be replayed or discarded"
+        return f"dead letter {self.dead_letter_id} is {self.status}; {reason}"
+
+
+class JobNotRunning(Conflict):
+    """The replay job is not in a state from which this is possible."""
+
+    def __init__(self, job_id: str, status: str) -> None:
+        super().__init__(job_id, status)
+        self.job_id, self.status = job_id, status
+
+    def __str__(self) -> str:
+        return f"replay job {self.job_id} is {self.status}"
 
 
 class NotCancellable(Conflict):
@@ -252,6 +288,28 @@ class DeadLetterNotFound(NotFound):
 
     def __str__(self) -> str:
         return f"no dead letter {self.dead_letter_id}"
+
+
+class JobNotFound(NotFound):
+    """There is no such replay job."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(job_id)
+        self.job_id = job_id
+
+    def __str__(self) -> str:
+        return f"no replay job {self.job_id}"
+
+
+class NothingMatches(NotFound):
+    """No dead letter that is waiting or parked fits the filter."""
+
+    def __init__(self, conditions: str) -> None:
+        super().__init__(conditions)
+        self.conditions = conditions
+
+    def __str__(self) -> str:
+        return f"no dead letter that is waiting or parked fits {self.conditions or 'an empty filter'}"
 
 
 class WaitTimeout(ThreadmillError):

@@ -14,10 +14,12 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     CheckConstraint,
+    Computed,
     DateTime,
     Float,
     ForeignKey,
     ForeignKeyConstraint,
+    Identity,
     Index,
     Integer,
     LargeBinary,
@@ -29,7 +31,7 @@ from sqlalchemy import (
     func,
     text,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, JSON, JSONB, UUID
+from sqlalchemy.dialects.postgresql import ARRAY, JSON, JSONB, TSVECTOR, UUID
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 SCHEMA = "threadmill"
@@ -38,6 +40,11 @@ RUN_STATUSES = ("pending", "running", "success", "error", "timeout", "interrupte
 TERMINAL_STATUSES = ("success", "error", "timeout", "interrupted")
 THREAD_STATUSES = ("idle", "busy", "interrupted", "error")
 DEAD_LETTER_STATUSES = ("waiting", "replaying", "resolved", "parked", "discarded")
+DEAD_LETTER_REASONS = ("permanent", "exhausted", "timeout", "worker_lost", "breaker", "undeliverable")
+REPLAY_MODES = ("resume", "restart", "append")
+REPLAY_PAUSE_KINDS = ("graph", "tenant", "group")
+REPLAY_RATE_KINDS = ("all", "graph", "tenant")
+REPLAY_JOB_STATUSES = ("running", "stopped", "done")
 BREAKER_KINDS = ("graph", "dependency")
 ATTEMPT_OUTCOMES = ("failed", "lost", "drained", "fenced", "timeout", "cancelled")
 
@@ -76,7 +83,12 @@ def _now() -> Mapped[datetime.datetime]:
 
 
 class Thread(Base):
-    """One conversation of a tenant. Its row's lock is the lane: who changes what may run here holds it."""
+    """One conversation of a tenant. Its row's lock is the lane: who changes what may run here holds it.
+
+    A run that failed for good has no effect on those that follow it: the checkpoints after
+    `base_checkpoint_id` (None: from the beginning) up to `dead_until` are its own, and the next run goes on
+    from the base.
+    """
 
     __tablename__ = "threads"
     __table_args__ = (CheckConstraint(one_of("status", THREAD_STATUSES), name="status"),)
@@ -86,7 +98,8 @@ class Thread(Base):
     metadata_: Mapped[dict[str, Any]] = mapped_column("metadata", JSONB, server_default=text("'{}'"))
     status: Mapped[str] = mapped_column(server_default="idle")
     last_seq: Mapped[int] = mapped_column(BigInteger, server_default="0")
-    held_by: Mapped[uuid.UUID | None]
+    base_checkpoint_id: Mapped[str | None]
+    dead_until: Mapped[str | None]
     next_nodes: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=text("'{}'"))
     interrupts: Mapped[list[Any] | None] = mapped_column(JSON)
     created_at: Mapped[datetime.datetime] = _now()
@@ -98,7 +111,9 @@ class Run(Base):
 
     attempt numbers the attempts, and is what fences them; failures counts those that were spent, out of
     max_attempts; worker_losses those whose worker was lost; throttled is how many seconds the run has
-    waited because it was told to.
+    waited because it was told to. on_dead_letter: the run's own choice, before its graph's. replays: how
+    often it was replayed, at last in replay_mode; state_patch: what is then to be changed in its state first.
+    scratch: the dead letter of which this is a trial on a copy; it leaves nothing behind.
     """
 
     __tablename__ = "runs"
@@ -106,6 +121,7 @@ class Run(Base):
         ForeignKeyConstraint(["tenant", "thread_id"], ["threads.tenant", "threads.thread_id"]),
         UniqueConstraint("tenant", "thread_id", "seq"),
         CheckConstraint(one_of("status", RUN_STATUSES), name="status"),
+        CheckConstraint(one_of("replay_mode", REPLAY_MODES), name="replay_mode"),
         # Promise 2: on one thread at most one attempt runs.
         Index(
             "runs_one_running_per_thread",
@@ -132,6 +148,8 @@ class Run(Base):
         Index("runs_output_idx", "finished_at", postgresql_where=text("output is not null")),
         # What is past its time, and how fast runs end at present.
         Index("runs_finished_idx", "finished_at", postgresql_where=text("finished_at is not null")),
+        # Trials that nobody waits for any more.
+        Index("runs_scratch_idx", "created_at", postgresql_where=text("scratch is not null")),
         Index("runs_tenant_id_idx", "tenant", "id"),
         Index(
             "runs_idempotency_key",
@@ -160,6 +178,11 @@ class Run(Base):
     failures: Mapped[int] = mapped_column(server_default="0")
     worker_losses: Mapped[int] = mapped_column(server_default="0")
     throttled: Mapped[float] = mapped_column(Float, server_default="0")
+    on_dead_letter: Mapped[str | None]
+    replays: Mapped[int] = mapped_column(server_default="0")
+    replay_mode: Mapped[str | None]
+    state_patch: Mapped[Any | None] = mapped_column(JSON(none_as_null=True))
+    scratch: Mapped[uuid.UUID | None]
     run_at: Mapped[datetime.datetime] = _now()
     deadline: Mapped[datetime.datetime | None]
     worker_id: Mapped[uuid.UUID | None]
@@ -182,7 +205,7 @@ class Attempt(Base):
     """One execution of a run that did not simply succeed.
 
     cause: what led to the outcome, in a few words. fenced_writes: what it went on to write when its lease
-    was lost, and was refused.
+    was lost, and was refused. replay: which replay of the run it belonged to; 0 for none.
     """
 
     __tablename__ = "attempts"
@@ -197,6 +220,7 @@ class Attempt(Base):
     outcome: Mapped[str]
     cause: Mapped[str | None]
     fenced_writes: Mapped[int] = mapped_column(server_default="0")
+    replay: Mapped[int] = mapped_column(server_default="0")
     node: Mapped[str | None]
     checkpoint_id: Mapped[str | None]
     exception_type: Mapped[str | None]
@@ -204,34 +228,226 @@ class Attempt(Base):
     traceback: Mapped[str | None]
 
 
+# An exception's type is found whole and by its parts: ConnectTimeout, connect, timeout.
+WORDS = (
+    "strip(to_tsvector('simple'::regconfig, regexp_replace("
+    "coalesce(exception_type, '') || ' ' "
+    "|| regexp_replace(coalesce(exception_type, ''), '([a-z0-9])([A-Z])', '\\1 \\2', 'g') || ' ' "
+    "|| coalesce(node, '') || ' ' || \"left\"(coalesce(error ->> 'message', ''), 2000), "
+    "'[^[:alnum:]]+', ' ', 'g')))"
+)
+# What a dead letter is found by, each beside the column's name, and its span of time: the first digits of its
+# id (UUIDv7, so the 24 bits that they have left of 48 are 2**24 ms, 4.7 hours).
+SPAN_DIGITS = 6
+_MARKED = ("tenant", "thread_id", "graph", "status", "reason", "fingerprint", "node", "exception_type")
+MARKS = (
+    f"array['span=' || left(cast(id as text), {SPAN_DIGITS}), "
+    + ", ".join(f"'{column}=' || {column}" for column in _MARKED)
+    + "]"
+)
+
+
 class DeadLetter(Base):
-    """The record of a run that failed for good. A run has one; failing again brings it back to waiting."""
+    """The record of a run that failed for good. A run has one; failing again brings it back to waiting.
+
+    A message that could not be delivered has no run, tenant, thread or graph.
+
+    exceptions: the chain, the one raised first, each {"type", "module", "message", "link", "frames"}.
+    base_checkpoint_id: before the run's input; None for the beginning of the thread. checkpoint_id: where it
+    failed; None where its input was not even applied. replay_mode, replay_why: what was chosen last, and why.
+    original_input: of the run, where it was edited since. words: what a search for text looks in.
+    """
 
     __tablename__ = "dead_letters"
     __table_args__ = (
         UniqueConstraint("run_id"),
         CheckConstraint(one_of("status", DEAD_LETTER_STATUSES), name="status"),
-        Index("dead_letters_due_idx", "next_replay_at", postgresql_where=text("status = 'waiting'")),
+        CheckConstraint(one_of("reason", DEAD_LETTER_REASONS), name="reason"),
+        # What the replay worker takes next, group by group and tenant by tenant.
+        Index(
+            "dead_letters_due_idx",
+            "fingerprint",
+            "tenant",
+            "next_replay_at",
+            postgresql_where=text("status = 'waiting' and next_replay_at is not null"),
+        ),
+        # One letter of a thread at a time, the first first.
+        Index(
+            "dead_letters_lane_idx",
+            "tenant",
+            "thread_id",
+            "seq",
+            postgresql_where=text("status in ('waiting', 'replaying')"),
+        ),
+        # What is being replayed: how much of the window is taken.
+        Index(
+            "dead_letters_replaying_idx",
+            "fingerprint",
+            "id",
+            postgresql_where=text("status = 'replaying'"),
+        ),
+        # What is past its time.
+        Index(
+            "dead_letters_closed_idx",
+            "updated_at",
+            postgresql_where=text("status in ('resolved', 'discarded')"),
+        ),
+        # A tenant's newest, and all that a connection bound to it may look into.
         Index("dead_letters_tenant_id_idx", "tenant", "id"),
+        # How many a group has of each status; what is included spares the look at the row.
+        Index(
+            "dead_letters_group_idx",
+            *("fingerprint", "status", "reason", "id"),
+            postgresql_include=["tenant"],
+        ),
+        Index("dead_letters_status_idx", "status", "reason", "id"),
+        # A group's newest and oldest.
         Index("dead_letters_fingerprint_idx", "fingerprint", "id"),
+        # What a page is read by; see `threadmill.dlq.walk`. Small steps: what is not yet in the index itself
+        # is read in every span.
+        Index(
+            "dead_letters_marks_idx",
+            "words",
+            text(f"({MARKS})"),
+            postgresql_using="gin",
+            postgresql_with={"gin_pending_list_limit": 64},
+        ),
     )
 
     id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
-    run_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"))
-    tenant: Mapped[str]
-    thread_id: Mapped[str]
-    graph: Mapped[str]
+    run_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"))
+    tenant: Mapped[str | None]
+    thread_id: Mapped[str | None]
+    seq: Mapped[int | None] = mapped_column(BigInteger)
+    graph: Mapped[str | None]
+    graph_version: Mapped[str | None]
+    topology_hash: Mapped[str | None]
+    versions: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default=text("'{}'"))
     reason: Mapped[str]
     error: Mapped[dict[str, Any]] = mapped_column(JSON)
+    exception_type: Mapped[str | None]
+    exceptions: Mapped[list[Any]] = mapped_column(JSONB, server_default=text("'[]'"))
     traceback: Mapped[str | None]
     node: Mapped[str | None]
+    task: Mapped[str | None]
+    next_nodes: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
+    base_checkpoint_id: Mapped[str | None]
     checkpoint_id: Mapped[str | None]
     fingerprint: Mapped[str]
+    original_input: Mapped[Any | None] = mapped_column(JSON(none_as_null=True))
     replays: Mapped[int] = mapped_column(server_default="0")
     replay_mode: Mapped[str | None]
+    replay_why: Mapped[str | None]
+    replayed_at: Mapped[datetime.datetime | None]
     status: Mapped[str] = mapped_column(server_default="waiting")
     next_replay_at: Mapped[datetime.datetime | None]
-    notes: Mapped[list[Any]] = mapped_column(JSONB, server_default=text("'[]'"))
+    created_at: Mapped[datetime.datetime] = _now()
+    updated_at: Mapped[datetime.datetime] = _now()
+    words: Mapped[str] = mapped_column(TSVECTOR, Computed(WORDS, persisted=True))
+
+
+class HeldLane(Base):
+    """A dead letter behind which its thread's later runs wait, until it is closed or `until` has passed."""
+
+    __tablename__ = "held_lanes"
+    __table_args__ = (
+        UniqueConstraint("letter_id"),
+        Index("held_lanes_until_idx", "until", postgresql_where=text("until is not null")),
+        # Which have been held for long.
+        Index("held_lanes_since_idx", "since"),
+    )
+
+    tenant: Mapped[str] = mapped_column(primary_key=True)
+    thread_id: Mapped[str] = mapped_column(primary_key=True)
+    seq: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    letter_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("dead_letters.id", ondelete="CASCADE"))
+    since: Mapped[datetime.datetime] = _now()
+    until: Mapped[datetime.datetime | None]
+
+
+class DeadLetterAction(Base):
+    """What was done about a dead letter, or about several, when and by whom; written with what was done."""
+
+    __tablename__ = "dead_letter_actions"
+    __table_args__ = (Index("dead_letter_actions_letter_id_idx", "letter_id", "id"),)
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    letter_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("dead_letters.id", ondelete="CASCADE"))
+    tenant: Mapped[str | None]
+    at: Mapped[datetime.datetime] = _now()
+    by: Mapped[str]
+    action: Mapped[str]
+    facts: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default=text("'{}'"))
+
+
+class ReplayGroup(Base):
+    """Dead letters that share a fingerprint, as the replay worker drains them.
+
+    window: how many may be replayed at once. backoffs: how many canaries in a row have failed; the group is
+    not touched before next_at. drainer: who works on it, until drainer_until.
+    """
+
+    __tablename__ = "replay_groups"
+
+    fingerprint: Mapped[str] = mapped_column(primary_key=True)
+    graph: Mapped[str | None]
+    window: Mapped[int] = mapped_column(server_default="1")
+    backoffs: Mapped[int] = mapped_column(server_default="0")
+    next_at: Mapped[datetime.datetime | None]
+    drainer: Mapped[uuid.UUID | None]
+    drainer_until: Mapped[datetime.datetime | None]
+    created_at: Mapped[datetime.datetime] = _now()
+
+
+class ReplayPause(Base):
+    """A graph, a tenant or a group whose dead letters are not drained for the time being."""
+
+    __tablename__ = "replay_pauses"
+    __table_args__ = (CheckConstraint(one_of("kind", REPLAY_PAUSE_KINDS), name="kind"),)
+
+    kind: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(primary_key=True)
+    since: Mapped[datetime.datetime] = _now()
+    by: Mapped[str]
+    reason: Mapped[str | None]
+
+
+class ReplayRate(Base):
+    """How many replays a second there may be, in all, of a graph or of a tenant.
+
+    spent_until: the moment until which what was let through uses the rate up (GCRA, ITU-T I.371).
+    """
+
+    __tablename__ = "replay_rates"
+    __table_args__ = (CheckConstraint(one_of("kind", REPLAY_RATE_KINDS), name="kind"),)
+
+    kind: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(primary_key=True)
+    rate: Mapped[float] = mapped_column(Float)
+    spent_until: Mapped[datetime.datetime | None]
+
+
+class ReplayJob(Base):
+    """A replay of many dead letters that somebody asked for; it goes through them in the order of their ids.
+
+    filter: what selects them. last: the newest id there was when it began; none after it is replayed.
+    position: the last id that was looked at. total: how many there were, bounded.
+    """
+
+    __tablename__ = "replay_jobs"
+    __table_args__ = (CheckConstraint(one_of("status", REPLAY_JOB_STATUSES), name="status"),)
+
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
+    filter: Mapped[dict[str, Any]] = mapped_column(JSONB)
+    mode: Mapped[str]
+    rate: Mapped[float | None] = mapped_column(Float)
+    by: Mapped[str]
+    status: Mapped[str] = mapped_column(server_default="running")
+    last: Mapped[uuid.UUID]
+    position: Mapped[uuid.UUID | None]
+    total: Mapped[int]
+    replayed: Mapped[int] = mapped_column(server_default="0")
+    skipped: Mapped[int] = mapped_column(server_default="0")
     created_at: Mapped[datetime.datetime] = _now()
     updated_at: Mapped[datetime.datetime] = _now()
 
@@ -264,6 +480,7 @@ class Graph(Base):
     topology_hash: Mapped[str]
     input_schema: Mapped[dict[str, Any]] = mapped_column(JSON)
     channels: Mapped[list[str]] = mapped_column(ARRAY(Text))
+    nodes: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=text("'{}'"))
     policy: Mapped[dict[str, Any]] = mapped_column(JSONB)
     announced_at: Mapped[datetime.datetime] = _now()
     pruned_to: Mapped[datetime.datetime | None]

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from threadmill.core.errors import ServicesNotFound, SettingsInvalid
@@ -56,10 +56,20 @@ class Settings(BaseSettings):
     ring_again_after: float = Field(default=3, gt=0, description="seconds until a bell counts as lost")
     graphs_refresh: float = Field(default=5, gt=0, description="seconds a producer trusts its list of graphs")
 
+    dead_letter_ttl: Annotated[float | None, _NONE] = Field(
+        default=30 * 24 * 3600,
+        gt=0,
+        description="seconds a resolved or discarded letter is kept; None keeps it",
+    )
+    webhook_secret: SecretStr | None = Field(
+        default=None,
+        description="signs what `threadmill dlq watch` posts: whsec_ and 24 to 64 bytes in base64",
+    )
     max_replays: int = Field(default=8, ge=0, description="replays of a dead letter before it is parked")
     replay_delay: float = Field(default=30, gt=0, description="seconds before the first replay; doubles")
     replay_delay_max: float = Field(default=3600, gt=0, description="seconds between two replays at the most")
     replay_interval: float = Field(default=1, gt=0, description="seconds between looks for due letters")
+    replay_window: int = Field(default=64, ge=1, description="dead letters that are replayed at once, in all")
 
     log_level: str = Field(default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
     log_format: str = Field(default="auto", pattern="^(auto|json|console)$")

@@ -13,6 +13,8 @@ from threadmill.graphs.check import GraphCheck, check
 from threadmill.graphs.classifier import Classifier, GraphClassifier, Kind, Verdict, classify
 from threadmill.graphs.dependency import OPEN, USED, DependencyTimeout, dependency, dependency_of
 from threadmill.graphs.description import GraphDescription
+from threadmill.graphs.failure_hooks import Fingerprinter, Redactor
+from threadmill.graphs.project import Project
 from threadmill.graphs.registry import Registry
 from threadmill.graphs.retry import retry
 
@@ -21,10 +23,13 @@ __all__ = [
     "USED",
     "Classifier",
     "DependencyTimeout",
+    "Fingerprinter",
     "GraphCheck",
     "GraphClassifier",
     "GraphDescription",
     "Kind",
+    "Project",
+    "Redactor",
     "Registry",
     "Verdict",
     "check",

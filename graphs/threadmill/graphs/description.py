@@ -20,6 +20,7 @@ class GraphDescription:
     topology_hash: a digest of its nodes and edges; it changes when a checkpoint may no longer fit.
     input_schema: the JSON schema of an input; `{}` accepts all.
     channels: the keys of its state.
+    nodes: the names of its nodes.
     """
 
     name: str
@@ -27,6 +28,7 @@ class GraphDescription:
     topology_hash: str
     input_schema: Mapping[str, Any]
     channels: tuple[str, ...]
+    nodes: tuple[str, ...]
     policy: GraphPolicy
 
 

@@ -23,7 +23,7 @@ _SOURCE_FORM = '"./file.py:name" or "package.module:name"'
 class GraphsFile:
     """A langgraph.json that was read and found right; no graph was imported for it.
 
-    classifiers: of the graphs whose policy names one.
+    classifiers, redacts, fingerprints: of the graphs whose policy names one.
     folders: the dependencies that are folders; those that are requirements are installed by others.
     env: the file that holds the environment, or the variables themselves.
     """
@@ -32,6 +32,8 @@ class GraphsFile:
     sources: Mapping[str, Source]
     policies: Mapping[str, GraphPolicy]
     classifiers: Mapping[str, Source]
+    redacts: Mapping[str, Source]
+    fingerprints: Mapping[str, Source]
     folders: tuple[Path, ...]
     env: Path | Mapping[str, str]
 
@@ -62,11 +64,9 @@ class _Reader:
             path=self.path,
             sources=sources,
             policies=policies,
-            classifiers={
-                name: self.source(name, policy.classifier, self.policy_key(own, name, "classifier"))
-                for name, policy in policies.items()
-                if policy.classifier is not None
-            },
+            classifiers=self.functions(own, "classifier", policies),
+            redacts=self.functions(own, "redact", policies),
+            fingerprints=self.functions(own, "fingerprint", policies),
             folders=self.folders(content.get("dependencies", [])),
             env=self.env(content.get("env", {})),
         )
@@ -140,6 +140,17 @@ class _Reader:
         raise GraphConfigInvalid(
             str(self.path), "; ".join(self.at(key, reason) for key, reason in problems.items())
         )
+
+    def functions(
+        self, content: Mapping[str, Any], key: str, policies: Mapping[str, GraphPolicy]
+    ) -> Mapping[str, Source]:
+        """Where the functions are that the policies name under this key."""
+        named = {name: getattr(policy, key) for name, policy in policies.items()}
+        return {
+            name: self.source(name, text, self.policy_key(content, name, key))
+            for name, text in named.items()
+            if text is not None
+        }
 
     def policy_key(self, content: Mapping[str, Any], graph: str, key: str) -> KeyPath:
         """Where the value that holds for the graph is written: among its own, or among the defaults."""

@@ -9,7 +9,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 from dotenv import dotenv_values
 from langchain_core.runnables import RunnableConfig
@@ -18,10 +18,12 @@ from langgraph.pregel import Pregel
 
 from threadmill.core.errors import GraphLoadFailed
 from threadmill.core.policy import GraphPolicy
-from threadmill.graphs.classifier import Classifier, GraphClassifier, checked, classify
+from threadmill.graphs.classifier import Classifier, checked, classify
 from threadmill.graphs.description import GraphDescription, digest, topology_hash
+from threadmill.graphs.failure_hooks import Fingerprinter, Redactor, checked_fingerprint, checked_redact
 from threadmill.graphs.graphs_file import GraphsFile, read_graphs_file
 from threadmill.graphs.input_schema import input_schema
+from threadmill.graphs.project import Project, package_folder
 from threadmill.graphs.source import Source
 
 AnyPregel: TypeAlias = Pregel[Any, Any, Any, Any]
@@ -35,6 +37,9 @@ class Registry:
         self._graphs: dict[str, AnyPregel] = {}
         self._loading: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._classifiers: dict[str, Classifier] = {}
+        self._redactors: dict[str, Redactor] = {}
+        self._fingerprinters: dict[str, Fingerprinter] = {}
+        self._projects: dict[str, Project] = {}
 
     @classmethod
     def read(cls, path: Path) -> Registry:
@@ -78,8 +83,42 @@ class Registry:
         self._source(name)
         if name not in self._classifiers:
             source = self._file.classifiers.get(name)
-            self._classifiers[name] = classify if source is None else checked(_classifier(source), name)
+            self._classifiers[name] = (
+                classify
+                if source is None
+                else checked(_function(source, "classifier", "the exception"), name)
+            )
         return self._classifiers[name]
+
+    def redactor(self, name: str) -> Redactor | None:
+        """What the graph's policy names to take secrets out of the text of a failure, made safe to call;
+        None if it names nothing. Raises GraphLoadFailed."""
+        self._source(name)
+        source = self._file.redacts.get(name)
+        if source is not None and name not in self._redactors:
+            function = _function(source, "redact", "the text")
+            self._redactors[name] = checked_redact(function, name)
+        return self._redactors.get(name)
+
+    def fingerprinter(self, name: str) -> Fingerprinter | None:
+        """What the graph's policy names to name the group of a failure, made safe to call; None if it names
+        nothing. Raises GraphLoadFailed."""
+        self._source(name)
+        source = self._file.fingerprints.get(name)
+        if source is not None and name not in self._fingerprinters:
+            function = _function(source, "fingerprint", "the exception", "the node")
+            self._fingerprinters[name] = checked_fingerprint(function, name)
+        return self._fingerprinters.get(name)
+
+    def project(self, name: str) -> Project:
+        """Which files are the graph's own. Raises GraphLoadFailed for an unknown graph."""
+        source = self._source(name)
+        if name not in self._projects:
+            folders = self._file.folders if source.file is None else (*self._file.folders, source.file.parent)
+            package = package_folder(source.place) if source.file is None else None
+            packages = () if package is None else (package,)
+            self._projects[name] = Project(source.folder, folders, packages)
+        return self._projects[name]
 
     async def graph(self, name: str, config: RunnableConfig | None = None) -> AnyPregel:
         """The compiled graph. Raises GraphLoadFailed.
@@ -104,10 +143,13 @@ class Registry:
     async def describe(self, name: str) -> GraphDescription:
         """What workers announce about the graph. Raises GraphLoadFailed.
 
-        The graph's classifier is loaded too: one that cannot be is found before the first run needs it.
+        The functions that the graph's policy names are loaded too: one that cannot be is found before the
+        first run needs it.
         """
         graph = await self.graph(name)
         self.classifier(name)
+        self.redactor(name)
+        self.fingerprinter(name)
         source = self._source(name)
         try:
             return GraphDescription(
@@ -116,6 +158,7 @@ class Registry:
                 topology_hash=topology_hash(graph),
                 input_schema=input_schema(graph),
                 channels=tuple(graph.stream_channels_list),
+                nodes=tuple(graph.nodes),
                 policy=self.policy(name),
             )
         except Exception as error:
@@ -135,22 +178,24 @@ def _attribute(source: Source) -> Any:
     return getattr(module, source.attribute)
 
 
-def _classifier(source: Source) -> GraphClassifier:
+def _function(source: Source, key: str, *takes: str) -> Callable[..., Any]:
+    """The function that a policy's key names. takes: what its arguments are."""
     try:
-        value = _attribute(source)
+        value: Callable[..., Any] = _attribute(source)
         if not callable(value) or inspect.iscoroutinefunction(value):
             kind = "an async function" if callable(value) else type(value).__name__
             raise source.failure(TypeError(f"must be a plain function, this is {kind}"))
-        if not _takes_one(value):
-            raise source.failure(TypeError("must take one argument, the exception"))
+        if not _takes(value, len(takes)):
+            number = "one argument" if len(takes) == 1 else f"{len(takes)} arguments"
+            raise source.failure(TypeError(f"must take {number}, {' and '.join(takes)}"))
     except GraphLoadFailed as error:
-        raise GraphLoadFailed(error.graph, error.location, f"classifier: {error.reason}") from error
-    return cast(GraphClassifier, value)
+        raise GraphLoadFailed(error.graph, error.location, f"{key}: {error.reason}") from error
+    return value
 
 
-def _takes_one(function: Callable[..., Any]) -> bool:
+def _takes(function: Callable[..., Any], count: int) -> bool:
     try:
-        inspect.signature(function).bind(None)
+        inspect.signature(function).bind(*[None] * count)
     except TypeError:
         return False
     except ValueError:  # written in C, with nothing to be read of what it takes

@@ -15,7 +15,7 @@ from uuid_utils.compat import uuid7
 from threadmill.core.document import to_json
 from threadmill.core.errors import InvalidInput, InvalidOption, ReservedKey
 from threadmill.core.keys import check_tenant, check_thread_id
-from threadmill.core.policy import Durability, GraphPolicy
+from threadmill.core.policy import Durability, GraphPolicy, OnDeadLetter
 from threadmill.core.settings import Settings
 
 MultitaskStrategy = Literal["enqueue", "reject", "interrupt", "rollback"]
@@ -47,6 +47,7 @@ class RunOptions(TypedDict, total=False):
     max_attempts: int | None
     durability: Durability | None
     multitask_strategy: MultitaskStrategy
+    on_dead_letter: OnDeadLetter | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,7 @@ class RunRequest:
     max_attempts: int | None
     durability: str | None
     multitask_strategy: str
+    on_dead_letter: str | None
 
     def record(self, back: int, *, first: bool, policy: GraphPolicy) -> str:
         """The row as a JSON object, for `transitions.insert_runs`. policy: for what is left open."""
@@ -85,6 +87,7 @@ class RunRequest:
             "payload_hash": self.payload_hash,
             "multitask_strategy": self.multitask_strategy,
             "durability": self.durability,
+            "on_dead_letter": self.on_dead_letter,
         }
         # The documents are JSON text already: they are set into the object, not encoded again.
         documents = "".join(f',"{name}":{text}' for name, text in self.documents.items())
@@ -109,6 +112,7 @@ def check_request(
     max_attempts: int | None = None,
     durability: Durability | None = None,
     multitask_strategy: MultitaskStrategy = "enqueue",
+    on_dead_letter: OnDeadLetter | None = None,
 ) -> RunRequest:
     """The request, if everything in it can be accepted. Raises the errors under InvalidRequest."""
     if not isinstance(graph, str) or not graph:
@@ -124,6 +128,7 @@ def check_request(
             _check_mapping(name, value)
     _check_choice("durability", durability, (None, *get_args(Durability)))
     _check_choice("multitask_strategy", multitask_strategy, get_args(MultitaskStrategy))
+    _check_choice("on_dead_letter", on_dead_letter, (None, *get_args(OnDeadLetter)))
     _check_number("priority", priority, -MAX_PRIORITY, MAX_PRIORITY)
     if max_attempts is not None:
         _check_number("max_attempts", max_attempts, 1, 100)
@@ -163,6 +168,7 @@ def check_request(
         max_attempts=max_attempts,
         durability=durability,
         multitask_strategy=multitask_strategy,
+        on_dead_letter=on_dead_letter,
     )
 
 

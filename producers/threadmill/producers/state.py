@@ -42,8 +42,8 @@ _INTERNAL = ("__", "branch:", "join:")
 
 _threads = table_of(Thread)
 
-_CHECKPOINT = text(
-    f"""
+# What a checkpoint's values are decoded from; see `values_of`.
+CHECKPOINT_VALUES = f"""
     select checkpoint_id, parent_checkpoint_id, checkpoint, metadata,
         (select jsonb_object_agg(b.channel, b.type) from {SCHEMA}.checkpoint_blobs b
             join jsonb_each_text(c.checkpoint -> 'channel_versions') v
@@ -55,9 +55,9 @@ _CHECKPOINT = text(
             where b.thread_id = c.thread_id and b.checkpoint_ns = c.checkpoint_ns) as blobs
     from {SCHEMA}.checkpoints c
     where thread_id = :key and checkpoint_ns = ''
-    order by checkpoint_id desc limit 1
-    """  # noqa: S608 - the schema's name is a constant
-)
+"""  # noqa: S608 - the schema's name is a constant
+
+_CHECKPOINT = text(f"{CHECKPOINT_VALUES} order by checkpoint_id desc limit 1")
 
 _HISTORY = text(
     f"""
@@ -129,7 +129,7 @@ def read_state(tenant: str, thread_id: str) -> Plan[ThreadState]:
         tenant=tenant,
         thread_id=thread_id,
         status=row["status"],
-        values=_values(checkpoint) if checkpoint else {},
+        values=values_of(checkpoint) if checkpoint else {},
         next=tuple(row["next_nodes"]),
         interrupts=tuple(row["interrupts"] or ()),
         checkpoint_id=checkpoint["checkpoint_id"] if checkpoint else None,
@@ -165,8 +165,11 @@ def read_history(tenant: str, thread_id: str, limit: int, after: str | None) -> 
     ]
 
 
-def _values(row: Row) -> dict[str, Any]:
-    """The state's channels; what only the graph's own code can work out is marked as undecoded."""
+def values_of(row: Row) -> dict[str, Any]:
+    """The state's channels, of a row of CHECKPOINT_VALUES.
+
+    What only the graph's own code can work out is marked as undecoded.
+    """
     types: Mapping[str, str] = row["types"] or {}
     values = dict(row["checkpoint"].get("channel_values") or {})
     for channel, blob in row["blobs"] or []:

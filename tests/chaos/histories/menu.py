@@ -80,8 +80,7 @@ class Menu:
     def _request(self, pick: Pick, lane: LaneId | None) -> Request:
         delay = pick.one((0, 0, 0, SOON))
         graph = pick.one(GRAPHS)
-        # Known: a run that expires behind others holds these too (test_time_limits.py).
-        deadline = None if graph == "holds" else pick.one((None, None, None, None, SOON, LATER))
+        deadline = pick.one((None, None, None, None, SOON, LATER))
         return Request(
             id=uuid.uuid4(),
             lane=lane or pick.one(LANES),
@@ -122,7 +121,7 @@ class Menu:
         return self.write(pick.one(grips)) if grips else None
 
     def write(self, grip: Grip) -> Move:
-        parent = self._world.model.head(self._world.model.runs[grip.run_id].lane)
+        parent = self._world.model.head(self._world.model.runs[grip.run_id])
         return WriteCheckpoint(**self._of_grip(grip), checkpoint=self._new_name("c"), parent=parent)
 
     def write_pending(self, pick: Pick, lane: LaneId | None) -> Move | None:
@@ -134,7 +133,7 @@ class Menu:
 
     def pending(self, grip: Grip) -> Move:
         """Beside the thread's newest checkpoint; before there is one, beside one that is never written."""
-        head = self._world.model.head(self._world.model.runs[grip.run_id].lane)
+        head = self._world.model.head(self._world.model.runs[grip.run_id])
         return WritePending(**self._of_grip(grip), task=self._new_name("t"), checkpoint=head or "c0000")
 
     def succeed(self, pick: Pick, lane: LaneId | None) -> Move | None:
@@ -157,6 +156,7 @@ class Menu:
             graph=run.graph,
             ending=self._ending(run, pick),
             checkpoint=self._world.model.newest_checkpoint(run.id),
+            replays=run.replays,
         )
 
     def burial(self, grip: Grip) -> Move:
@@ -231,6 +231,7 @@ class Menu:
             "thread_id": thread_id,
             "graph": run.graph,
             "attempt": attempt,
+            "replays": run.replays,
         }
 
     def give_back(self, pick: Pick, lane: LaneId | None) -> Move | None:

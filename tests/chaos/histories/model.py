@@ -16,6 +16,8 @@ from uuid import UUID
 
 from tests.chaos.histories.state import (
     BREAKER_TRIALS,
+    DRAINED,
+    MAX_REPLAYS,
     OPEN,
     QUARANTINE_LOSSES,
     SILENCE,
@@ -43,6 +45,7 @@ class Model:
     # and these runs passed over by whoever rings again, as their rows are locked.
     trials: int = BREAKER_TRIALS
     locked: frozenset[UUID] = frozenset()
+    endings: int = 0
     lanes: dict[LaneId, Lane] = field(default_factory=dict)
     runs: dict[UUID, Run] = field(default_factory=dict)
     records: dict[tuple[UUID, int], Record] = field(default_factory=dict)
@@ -118,10 +121,28 @@ class Model:
         own = (id_ for id_, checkpoint in self.checkpoints.items() if checkpoint.run_id == run_id)
         return max(own, default=None)
 
-    def head(self, lane: LaneId) -> str | None:
-        """The lane's newest checkpoint."""
+    def newest(self, lane: LaneId) -> str | None:
+        """The lane's newest checkpoint, whether of any effect or not."""
         of_lane = (id_ for id_, checkpoint in self.checkpoints.items() if checkpoint.lane == lane)
         return max(of_lane, default=None)
+
+    def head(self, run: Run) -> str | None:
+        """The checkpoint from which an attempt of the run goes on."""
+        letter = self.letters.get(run.id)
+        if letter is not None and letter.mode == "resume":
+            return self.newest(run.lane)
+        return self.live(run.lane)
+
+    def live(self, lane_id: LaneId) -> str | None:
+        """The lane's newest checkpoint that is of effect."""
+        lane = self.lanes[lane_id]
+        live = (
+            id_
+            for id_, checkpoint in self.checkpoints.items()
+            if checkpoint.lane == lane_id
+            and (lane.dead is None or id_ > lane.dead or id_ <= (lane.base or ""))
+        )
+        return max(live, default=None)
 
     # What happens. Each method is a move's: it changes the model and says what the mover is told.
 
@@ -223,18 +244,20 @@ class Model:
         if not self.holds_lease(run_id, attempt):
             return Outcome("LeaseLost")
         run = self.runs[run_id]
-        run.status = "success"
+        self._end(run, "success")
         letter = self.letters.get(run_id)
         if letter is not None and letter.status == "replaying":
             letter.status, letter.due = "resolved", None
         lane = self.lanes[run.lane]
+        if letter is not None and letter.mode == "resume":
+            lane.base = lane.dead = None  # what it had written when it failed is of effect after all
         lane.asks = lane.at_node = asks
         self._show(run, "interrupted" if asks else "idle")
         for kind, name in [("graph", run.graph), *(("dependency", call) for call in calls)]:
             breaker = self.breakers.get((kind, name))
             if breaker is not None and (breaker.open_until is None or breaker.open_until <= self.now):
                 del self.breakers[kind, name]
-        return Outcome("ended", self._ring_next(run, seen))
+        return Outcome("ended", self._ring_next(run))
 
     def end(self, run_id: UUID, attempt: int, ending: Ending, *, hold: bool, seen: Outcome) -> Outcome:
         """An attempt that did not succeed ends: its run is pending again, or has a dead letter."""
@@ -269,12 +292,30 @@ class Model:
         return Outcome("ended", self._bury(run, "timeout", "timeout", hold, seen))
 
     def _bury(self, run: Run, status: str, reason: str, hold: bool, seen: Outcome) -> tuple[Bell, ...]:
-        run.status = status
+        self._end(run, status)
         letter = self.letters.setdefault(run.id, Letter("waiting", reason, hold, None))
         letter.status, letter.reason, letter.hold, letter.due = "waiting", reason, hold, None
+        if reason in DRAINED:
+            parked = run.replays >= MAX_REPLAYS
+            letter.status, letter.due = ("parked", None) if parked else ("waiting", self.now)
         letter.checkpoint = self.newest_checkpoint(run.id)
+        self._set_aside(run)
+        letter.base = self.lanes[run.lane].base
         self._show(run, "error")
-        return self._ring_next(run, seen, held=hold)
+        return self._ring_next(run)
+
+    def _set_aside(self, run: Run) -> None:
+        """What the run has written since it began, or was replayed, is of no effect on those that follow."""
+        lane = self.lanes[run.lane]
+        own = [id_ for id_, c in self.checkpoints.items() if c.run_id == run.id and id_ > (lane.dead or "")]
+        if not own:
+            lane.base = self.live(run.lane)
+            lane.dead = max(filter(None, (lane.dead, lane.base)), default=None)
+            return
+        parent = self.checkpoints[min(own)].parent
+        if lane.dead is None or (parent is not None and parent > lane.dead):
+            lane.base = parent
+        lane.dead = max(own)
 
     def cancel(self, run_id: UUID, action: str, seen: Outcome) -> Outcome:
         run = self.runs[run_id]
@@ -284,13 +325,14 @@ class Model:
         left = "interrupted" if action == "interrupt" and run.started else self._status_before(run)
         self._show(run, left)
         self._take_back([run], action)
-        return Outcome("cancelled", self._ring_next(run, seen))
+        return Outcome("cancelled", self._ring_next(run))
 
     def _end_on_request(self, runs: Sequence[Run], action: str, cause: str) -> None:
         for run in runs:
             if run.status == "running":
                 self.records[run.id, run.attempt] = Record("cancelled", cause, run.worker, run.rung)
-            run.status, run.action = "interrupted", action
+            self._end(run, "interrupted")
+            run.action = action
             letter = self.letters.get(run.id)
             if letter is None or letter.status != "replaying":
                 continue
@@ -301,6 +343,15 @@ class Model:
 
     def _has_moved(self, run: Run) -> bool:
         return any(later.started for later in self.on(run.lane) if later.seq > run.seq)
+
+    def _was_overtaken(self, run: Run) -> bool:
+        """An earlier run was replayed since this one failed, or is about to go first."""
+        earlier = (other for other in self.on(run.lane) if other.seq < run.seq and other.replays)
+        return any(other.is_unfinished or other.ended > run.ended for other in earlier)
+
+    def _end(self, run: Run, status: str) -> None:
+        self.endings += 1
+        run.status, run.ended = status, self.endings
 
     def _status_before(self, cancelled: Run) -> str:
         """As the last run that took effect had left the lane."""
@@ -324,7 +375,7 @@ class Model:
         ids = {run.id for run in cancelled}
         if action == "rollback":
             self._roll_back(lane, ids)
-        head = self.head(lane)
+        head = self.newest(lane)
         if head is not None:
             wrote = {self.checkpoints[head].run_id}
             wrote |= {w.run_id for w in self.writes.values() if w.lane == lane and w.checkpoint == head}
@@ -369,11 +420,13 @@ class Model:
         letter, run = self.letters[run_id], self.runs[run_id]
         if letter.status not in ("waiting", "parked"):
             return Outcome("NotReplayable")
-        letter.mode = "append" if self._has_moved(run) else "resume"
+        letter.mode = "append" if self._has_moved(run) or self._was_overtaken(run) else "resume"
         letter.status, letter.due = "replaying", None
         letter.replays += 1
         run.status, run.due, run.deadline, run.rung, run.worker = "pending", self.now, None, None, None
-        run.failures, run.throttled, run.losses = 0, 0, min(run.losses, QUARANTINE_LOSSES)
+        run.failures, run.throttled = run.max_attempts - 1, 0
+        run.losses = min(run.losses, QUARANTINE_LOSSES)
+        run.replays += 1
         self.lanes[run.lane].status = "busy"
         return Outcome("replaying", (run.bell,))
 
@@ -385,7 +438,7 @@ class Model:
         letter.status, letter.due = "discarded", None
         if held:
             self._show(run, "error")
-        return Outcome("discarded", self._ring_next(run, seen, held=bool(self.holders(run.lane))))
+        return Outcome("discarded", self._ring_next(run))
 
     def park(self, run_id: UUID) -> Outcome:
         letter = self.letters[run_id]
@@ -396,7 +449,7 @@ class Model:
 
     def schedule(self, run_id: UUID, delay: float) -> Outcome:
         letter = self.letters[run_id]
-        if letter.status != "waiting" or letter.due is not None:
+        if letter.status != "waiting":
             return Outcome("stands")
         letter.due = self.now + delay
         return Outcome("scheduled")
@@ -466,14 +519,17 @@ class Model:
 
     def _show(self, ended: Run, status: str) -> None:
         """The thread's status once a run has ended: busy while another is to be done."""
-        self.lanes[ended.lane].status = "busy" if self._next_of(ended) is not None else status
+        following = self._next_of(ended)
+        if following is not None:
+            status = "error" if self.is_held(following) else "busy"
+        self.lanes[ended.lane].status = status
 
-    def _ring_next(self, ended: Run, seen: Outcome, *, held: bool = False) -> tuple[Bell, ...]:
-        """The bell of the lane's next run, if it is due. In a held lane it may be left to the leader."""
+    def _ring_next(self, ended: Run) -> tuple[Bell, ...]:
+        """The bell of the lane's next run, if it is due and nothing holds it."""
         following = self._next_of(ended)
         if following is None or following.status != "pending" or following.due > self.now:
             return ()
-        if (held or self.is_held(following)) and following.bell not in seen.bells:
+        if self.is_held(following):
             return ()
         following.rung = self.now
         return (following.bell,)

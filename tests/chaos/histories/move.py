@@ -19,6 +19,7 @@ from tests.chaos.histories.state import Bell, LaneId, Outcome
 from threadmill.core.doorbell import Bell as RealBell
 from threadmill.core.doorbell import next_bell
 from threadmill.core.errors import IdempotencyConflict, NotCancellable, NotReplayable, ThreadBusy
+from threadmill.core.policy import GraphPolicy
 from threadmill.core.settings import Settings
 from threadmill.core.statement import Batch, Plan, Rows, Step, carry_out, carry_out_within
 from threadmill.core.transitions import (
@@ -35,6 +36,10 @@ LIMIT = 500
 def holds(graph: str) -> bool:
     """Whether the graph's dead letters hold their lanes."""
     return graph == HOLDS
+
+
+def policy_of(graph: str) -> GraphPolicy:
+    return GraphPolicy(on_dead_letter="hold" if holds(graph) else "skip")
 
 
 class Grip(NamedTuple):

@@ -24,6 +24,7 @@ class RunPicture(NamedTuple):
     max_attempts: int
     losses: int
     throttled: float
+    replays: int
     due: float
     deadline: float | None
     rung: float | None
@@ -38,7 +39,9 @@ class LanePicture(NamedTuple):
     last_seq: int
     asks: bool
     at_node: bool
-    held_by: UUID | None  # the run of the dead letter that holds it
+    base: str | None
+    dead: str | None
+    held_by: frozenset[UUID]  # the runs whose dead letters hold what comes after them
 
 
 class RecordPicture(NamedTuple):
@@ -53,6 +56,7 @@ class LetterPicture(NamedTuple):
     status: str
     reason: str
     checkpoint: str | None
+    base: str | None
     replays: int
     mode: str | None
     due: float | None
@@ -96,20 +100,24 @@ def _ahead(column: str) -> str:
 _STATEMENTS = [
     f"""
     select id, tenant, thread_id, seq, graph, status, attempt, failures, max_attempts, worker_losses,
-        round((throttled / {TICK / 2})::numeric)::int, {_ahead("run_at")}, {_ahead("deadline")},
+        round((throttled / {TICK / 2})::numeric)::int, replays, {_ahead("run_at")}, {_ahead("deadline")},
         {_ahead("dispatched_at")}, worker_id, started_at is not null, finished_at is not null, idempotency_key
     from runs
     """,
     """
     select t.tenant, t.thread_id, t.status, t.last_seq, t.interrupts is not null, t.next_nodes <> '{}',
-        l.run_id, t.held_by is not null
-    from threads t left join dead_letters l on l.id = t.held_by
+        base_checkpoint_id, dead_until, array(
+            select run_id from held_lanes h join dead_letters l on l.id = letter_id
+            where (h.tenant, h.thread_id) = (t.tenant, t.thread_id)
+        )
+    from threads t
     """,
     f"""
     select run_id, attempt, outcome, cause, worker_id, {_ahead("started_at")}, fenced_writes from attempts
     """,
     f"""
-    select run_id, id, status, reason, checkpoint_id, replays, replay_mode, {_ahead("next_replay_at")}
+    select run_id, id, status, reason, checkpoint_id, base_checkpoint_id, replays, replay_mode,
+        {_ahead("next_replay_at")}
     from dead_letters
     """,
     f"select id, {_ahead('heartbeat_at')} from workers",
@@ -122,7 +130,6 @@ _STATEMENTS = [
     """,
     "select task_id, thread_id, run_id, checkpoint_id from checkpoint_writes",
 ]
-NOBODY = UUID(int=0)  # who holds a lane by a dead letter that is not there
 
 
 def look(connection: psycopg.Connection[Any]) -> Picture:
@@ -135,15 +142,13 @@ def look(connection: psycopg.Connection[Any]) -> Picture:
     return Picture(
         runs={
             row[0]: RunPicture(
-                *row[1:10], row[10] / 2, row[11] / 2, _half(row[12]), _half(row[13]), *row[14:]
+                *row[1:10], row[10] / 2, row[11], row[12] / 2, _half(row[13]), _half(row[14]), *row[15:]
             )
             for row in runs
         },
-        lanes={
-            (row[0], row[1]): LanePicture(*row[2:6], (row[6] or NOBODY) if row[7] else None) for row in lanes
-        },
+        lanes={(row[0], row[1]): LanePicture(*row[2:8], frozenset(row[8])) for row in lanes},
         records={(row[0], row[1]): RecordPicture(*row[2:5], _half(row[5]), row[6]) for row in records},
-        letters={row[0]: LetterPicture(*row[2:7], _half(row[7])) for row in letters},
+        letters={row[0]: LetterPicture(*row[2:8], _half(row[8])) for row in letters},
         letter_ids={row[0]: row[1] for row in letters},
         workers={row[0]: row[1] / 2 for row in workers},
         breakers={(row[0], row[1]): BreakerPicture(tuple(row[2]), row[3], _half(row[4])) for row in breakers},
@@ -158,7 +163,7 @@ def _half(halves: int | None) -> float | None:
 
 
 def imagine(model: Model) -> Picture:
-    """What the model says that the ledger holds. Who holds a lane is left out, as several may."""
+    """What the model says that the ledger holds."""
     now = model.now
 
     def ahead(at: float | None) -> float | None:
@@ -168,13 +173,16 @@ def imagine(model: Model) -> Picture:
         runs={
             run.id: RunPicture(
                 *run.lane, run.seq, run.graph, run.status, run.attempt, run.failures, run.max_attempts,
-                run.losses, run.throttled, run.due - now, ahead(run.deadline), ahead(run.rung), run.worker,
-                run.started, not run.is_unfinished, run.key,
+                run.losses, run.throttled, run.replays, run.due - now, ahead(run.deadline), ahead(run.rung),
+                run.worker, run.started, not run.is_unfinished, run.key,
             )
             for run in model.runs.values()
         },
         lanes={
-            id_: LanePicture(lane.status, lane.last_seq, lane.asks, lane.at_node, None)
+            id_: LanePicture(
+                lane.status, lane.last_seq, lane.asks, lane.at_node, lane.base, lane.dead,
+                frozenset(run.id for run in model.holders(id_)),
+            )
             for id_, lane in model.lanes.items()
         },
         records={
@@ -185,7 +193,7 @@ def imagine(model: Model) -> Picture:
         },
         letters={
             run_id: LetterPicture(
-                letter.status, letter.reason, letter.checkpoint, letter.replays, letter.mode,
+                letter.status, letter.reason, letter.checkpoint, letter.base, letter.replays, letter.mode,
                 ahead(letter.due),
             )
             for run_id, letter in model.letters.items()
@@ -241,19 +249,10 @@ def _of_lane(
     name = f"thread {':'.join(id_)}"
     if expected is None or real is None:
         return [] if expected is real else [f"{name}: {_unequal(expected, real, names)}"]
-    found = []
-    holders = {run.id for run in model.holders(id_)}
-    if (real.held_by is None) is bool(holders) or (holders and real.held_by not in holders):
-        expectation = " or ".join(sorted(names[run] for run in holders)) or "nobody"
-        shown = "nobody" if real.held_by is None else names.get(real.held_by, "a dead letter that is gone")
-        found.append(f"{name}: held by {shown}, expected {expectation}")
-    if holders:
+    if expected.held_by:
         expected = expected._replace(status=_held_status(model, id_, real.status))
         model.lanes[id_].status = expected.status
-    expected = expected._replace(held_by=real.held_by)
-    if expected != real:
-        found.append(f"{name}: {_unequal(expected, real, names)}")
-    return found
+    return [] if expected == real else [f"{name}: {_unequal(expected, real, names)}"]
 
 
 def _held_status(model: Model, id_: LaneId, shown: str) -> str:
@@ -277,6 +276,8 @@ def _unequal(expected: Any, real: Any, names: dict[UUID, str]) -> str:
 
 
 def _named(value: Any, names: dict[UUID, str]) -> str:
+    if isinstance(value, frozenset):
+        return " and ".join(sorted(_named(part, names) for part in value)) or "nobody"
     if isinstance(value, tuple) and not hasattr(value, "_fields"):
         return " ".join(_named(part, names) for part in value)
     return names.get(value, str(value)) if isinstance(value, UUID) else str(value)

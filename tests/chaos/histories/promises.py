@@ -109,11 +109,10 @@ def _letters_match(picture: Picture) -> Iterator[str]:
 
 def _holds_are_open(picture: Picture) -> Iterator[str]:
     for id_, lane in picture.lanes.items():
-        if lane.held_by is None:
-            continue
-        letter, run = picture.letters.get(lane.held_by), picture.runs.get(lane.held_by)
-        if letter is None or run is None or letter.status not in OPEN or (run.tenant, run.thread) != id_:
-            yield f"thread {':'.join(id_)} is held by {letter or 'a dead letter that is not there'}"
+        for run_id in lane.held_by:
+            letter, run = picture.letters[run_id], picture.runs[run_id]
+            if letter.status not in OPEN or (run.tenant, run.thread) != id_:
+                yield f"thread {':'.join(id_)} is held by {letter}"
 
 
 def _threads_agree(picture: Picture) -> Iterator[str]:
@@ -122,7 +121,7 @@ def _threads_agree(picture: Picture) -> Iterator[str]:
         unfinished = [run for _, run in runs if run.status in UNFINISHED]
         if any(run.status == "running" for run in unfinished) and status != "busy":
             yield f"thread {':'.join(id_)} is {status} while a run of it is running"
-        if unfinished and held is None and status != "busy":
+        if unfinished and not held and status != "busy":
             yield f"thread {':'.join(id_)} is {status} and has a run to do"
         if not unfinished and status == "busy":
             yield f"thread {':'.join(id_)} is busy and has nothing to do"

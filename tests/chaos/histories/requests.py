@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
 
 import psycopg
 from tests.chaos.histories.model import Model
@@ -16,9 +17,13 @@ from threadmill.core.transitions import (
     park,
     schedule_replay,
 )
-from threadmill.dlq.desk import discard_letter, note, replay_letter
+from threadmill.dlq.replaying import Act, discard_letter, replay_letter
 from threadmill.producers.cancellation import CancelAction
 from threadmill.producers.queries import cancel_run
+
+
+def _act(context: Context, run_id: UUID) -> Act:
+    return Act(str(context.letter_ids[run_id]), by="ada")
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,7 @@ class Replay(OfRun):
     kind = "replay"
 
     def plan(self, context: Context) -> Plan[Outcome]:
-        _, bells = yield from replay_letter(str(context.letter_ids[self.run_id]), note("replay"))
+        _, bells = yield from replay_letter(_act(context, self.run_id))
         return Outcome("replaying", bells_of(*bells))
 
     def apply(self, model: Model, seen: Outcome) -> Outcome:
@@ -55,7 +60,7 @@ class Discard(OfRun):
     kind = "discard"
 
     def plan(self, context: Context) -> Plan[Outcome]:
-        _, bells = yield from discard_letter(str(context.letter_ids[self.run_id]), note("discard"))
+        _, bells = yield from discard_letter(_act(context, self.run_id))
         return Outcome("discarded", bells_of(*bells))
 
     def apply(self, model: Model, seen: Outcome) -> Outcome:
@@ -67,7 +72,7 @@ class Park(OfRun):
     kind = "park"
 
     def plan(self, context: Context) -> Plan[Outcome]:
-        parameters = {"letter_id": context.letter_ids[self.run_id], "note": note("park")}
+        parameters = {"letter_id": context.letter_ids[self.run_id], "by": "ada", "facts": {}}
         (rows,) = yield Batch([Step(park(), parameters)])
         return Outcome("parked" if rows else "stands")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import uuid
 from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
@@ -11,7 +10,7 @@ from uuid import UUID
 import psycopg
 from psycopg.types.json import Jsonb
 from tests.chaos.histories.model import Model
-from tests.chaos.histories.move import Context, Move, OfGrip, OfRun, bells_of, ended, holds, locked
+from tests.chaos.histories.move import Context, Move, OfGrip, OfRun, bells_of, ended, holds, locked, policy_of
 from tests.chaos.histories.picture import TICK
 from tests.chaos.histories.state import Ending, LaneId, Outcome, Request
 
@@ -29,8 +28,10 @@ from threadmill.core.transitions import (
 from threadmill.producers.enqueue import enqueue
 from threadmill.producers.quotas import Quotas
 from threadmill.producers.request import check_request
+from threadmill.workers.burial import ENDED, Place, burial
 from threadmill.workers.checkpoint_writes import checkpoint_write, pending_writes
 from threadmill.workers.ending import Retry, requeue_parameters
+from threadmill.workers.failure import Failure, describe
 from threadmill.workers.lease import FENCED
 
 
@@ -199,9 +200,6 @@ class Succeed(OfGrip):
         return model.succeed(self.run_id, self.attempt, asks=self.asks, calls=self.calls, seen=seen)
 
 
-_ERROR = {"type": "Error", "message": "failed", "node": None}
-
-
 @dataclass(frozen=True)
 class Fail(OfGrip):
     """An attempt ends without success, as `Executor._finish` writes it."""
@@ -211,31 +209,39 @@ class Fail(OfGrip):
     graph: str
     ending: Ending
     checkpoint: str | None
+    replays: int
 
     def plan(self, context: Context) -> Plan[Outcome]:
         ending = self.ending
-        record = {"node": "node", "checkpoint_id": self.checkpoint, "message": ending.cause}
-        more = {"exception_type": "Error", "traceback": "…", "error": _ERROR}
+        failure = describe(RuntimeError("failed"), self.graph, "node")
         if ending.delay is None:
-            statement = bury(ending.status, ending.outcome)
-            parameters = {
-                **record,
-                **more,
-                "letter_id": uuid.uuid4(),
-                "reason": ending.reason,
-                "cause": ending.cause,
-                "fingerprint": "0",
-                "next_nodes": ["node"],
-                "spent": ending.spent,
-                "lost": ending.lost,
-                "hold": holds(self.graph),
-            }
-        else:
-            statement = requeue(ending.outcome)
-            retry = Retry(ending.delay * TICK, bool(ending.spent), ending.waits * TICK, ending.cause)
-            parameters = requeue_parameters(retry, **record, **more)
-        rows, *_ = yield from locked(self.lane, Step(statement, {**parameters, **self.held()}), *self._trip())
+            return (yield from self._bury(context, failure))
+        retry = Retry(ending.delay * TICK, bool(ending.spent), ending.waits * TICK, ending.cause)
+        record = failure.record(self.checkpoint)
+        parameters = requeue_parameters(retry, error=failure.error(), **record)
+        step = Step(requeue(ending.outcome), {**parameters, **self.held()})
+        rows, *_ = yield from locked(self.lane, step, *self._trip())
         return ended(rows)
+
+    def _bury(self, context: Context, failure: Failure) -> Plan[Outcome]:
+        ending = self.ending
+        tenant, thread_id = self.lane
+        run = {"id": self.run_id, "tenant": tenant, "thread_id": thread_id, "attempt": self.attempt}
+        steps = burial(
+            context.settings,
+            policy_of(self.graph),
+            {**run, "replays": self.replays},
+            bury(ending.status, ending.outcome),
+            ending.reason,
+            failure,
+            Place(self.checkpoint, next_nodes=["node"]),
+            cause=ending.cause,
+            message=failure.message,
+            spent=ending.spent,
+            lost=ending.lost,
+        )
+        results = yield Batch([*steps, *self._trip()])
+        return ended(results[ENDED])
 
     def _trip(self) -> list[Step]:
         counted = self.ending.trip

@@ -16,6 +16,8 @@ FAILED = ("error", "timeout")
 SUPERSEDING = ("interrupt", "rollback")
 TERMINAL = ("success", "error", "timeout", "interrupted")
 OPEN = ("waiting", "parked", "replaying")
+DRAINED = ("exhausted", "timeout")  # the reasons whose letters are replayed by themselves
+MAX_REPLAYS = 2
 
 
 class Broken(AssertionError):
@@ -54,9 +56,11 @@ class Run:
     failures: int = 0
     losses: int = 0
     throttled: float = 0
+    replays: int = 0
     worker: UUID | None = None
     started: bool = False
     action: str | None = None  # with which it was cancelled
+    ended: int = 0  # a number that grows with each run that ends
 
     @property
     def is_unfinished(self) -> bool:
@@ -77,6 +81,8 @@ class Lane:
     last_seq: int = 0
     asks: bool = False  # its last run stopped with a question
     at_node: bool = False  # it stands before a node that is still to be run
+    base: str | None = None  # after this checkpoint, and up to the next one, all is of no effect
+    dead: str | None = None
 
 
 @dataclass
@@ -98,6 +104,7 @@ class Letter:
     reason: str
     hold: bool
     checkpoint: str | None
+    base: str | None = None  # before its run's input
     replays: int = 0
     mode: str | None = None
     due: float | None = None

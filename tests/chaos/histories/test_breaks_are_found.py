@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import and_, bindparam, false, func, literal, select, true
+from sqlalchemy import and_, bindparam, false, func, literal, select
 from tests.chaos.histories import move
 from tests.chaos.histories.machine import make_up
 from tests.chaos.histories.state import Broken
@@ -14,7 +14,7 @@ from tests.chaos.histories.world import Stage
 
 from threadmill.core.transitions import breaking, cancelling, fleet, lane, replaying, running, terms
 from threadmill.producers import queries
-from threadmill.workers import rescue
+from threadmill.workers import burial, rescue
 
 Break = Callable[[pytest.MonkeyPatch, Stage], None]
 
@@ -57,7 +57,7 @@ def _held_by_whichever_attempt() -> Any:
 
 
 def _no_lock(monkeypatch: pytest.MonkeyPatch, stage: Stage) -> None:
-    for module in (move, rescue, queries):
+    for module in (move, rescue, queries, burial):
         monkeypatch.setattr(module, "lock_thread", lambda: select(literal(1)))
 
 
@@ -68,10 +68,26 @@ def _losing_for_nothing(run: Any, retry: Any, *, lost: int, node: str | None) ->
 _real_requeue = rescue._requeue
 _real_ring_for = lane.ring_for
 
+
+def _ringing_for_none(following: Any) -> Any:
+    return _real_ring_for(select(following).where(false()).cte("nobody"))
+
+
+def _freeing_none(closed: Any) -> Any:
+    held = terms.HELD
+    return held.delete().where(false()).returning(held.c.letter_id).cte("freed_lane")
+
+
+def _freeing_the_thread(closed: Any) -> Any:
+    held, letters = terms.HELD, terms.LETTERS
+    threads = select(letters.c.thread_id).where(letters.c.id.in_(select(closed.c.id)))
+    return held.delete().where(held.c.thread_id.in_(threads)).returning(held.c.letter_id).cte("freed_lane")
+
+
 BREAKS: dict[str, Break] = {
     "a claim does not look at the runs before": _with(running, earlier_unfinished=lambda run: false()),
     "a claim does not look at the run that is running": _with(running, another_running=lambda run: false()),
-    "a claim does not look at a held lane": _with(running, lane_is_free=true),
+    "a claim does not look at a held lane": _with(running, is_held=lambda run: false()),
     "a claim does not look at breakers": _with(running, held_back_by_breaker=false),
     "a claim does not look at deadlines": _with(running, is_expired=false),
     "a claim does not look at paused tenants": _with(running, tenant_is_paused=false),
@@ -80,12 +96,10 @@ BREAKS: dict[str, Break] = {
     "an attempt is ended whichever it is": _with(running, _held_run=_held_by_whichever_attempt),
     "a rescue forgets the loss": _with(rescue, _requeue=_losing_for_nothing),
     "a third loss is no dead letter": _with(rescue, QUARANTINE_LOSSES=3),
-    "a cancel does not free the lane": _with(cancelling, _lane_after=lambda ended, discarded: {
-        "next_nodes": terms.THREADS.c.next_nodes
-    }),
-    "a cancel does not ring for the next": _with(
-        cancelling, ring_for=lambda following: _real_ring_for(following, unless=true())
-    ),
+    "a cancel does not free the lane": _with(cancelling, free_lane=_freeing_none),
+    "a cancel does not ring for the next": _with(cancelling, ring_for=_ringing_for_none),
+    "a lane held for two is let go with the first": _with(running, free_lane=_freeing_the_thread),
+    "what failed for good counts for what follows": _with(burial, set_aside=lambda: select(literal(1))),
     "a bell that was lost is never rung again": _with(fleet, seconds=lambda name: func.make_interval(9)),
     "a worker that beats is struck off": _with(fleet, seconds=lambda name: func.make_interval(0)),
     "ringing again passes over the lane's order": _with(fleet, earlier_unfinished=lambda run: false()),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from tests.chaos.histories.model import Model
-from tests.chaos.histories.move import LIMIT, SILENCE, Context, Move, OfGrip, bells_of, holds
+from tests.chaos.histories.move import LIMIT, SILENCE, Context, Move, OfGrip, bells_of, holds, policy_of
 from tests.chaos.histories.state import Ending, Outcome
 
 from threadmill.core.doorbell import bell_of
@@ -33,7 +33,7 @@ class Rescue(OfGrip):
     cause: str
 
     def plan(self, context: Context) -> Plan[Outcome]:
-        done, bell = yield from rescue(self.row, self.cause, holds)
+        done, bell = yield from rescue(context.settings, self.row, self.cause, policy_of(self.row["graph"]))
         return Outcome("ended" if done else "LeaseLost", bells_of(bell))
 
     def apply(self, model: Model, seen: Outcome) -> Outcome:
@@ -67,7 +67,7 @@ class Expire(OfGrip):
     row: Row
 
     def plan(self, context: Context) -> Plan[Outcome]:
-        done, bell = yield from expire_run(self.row, holds)
+        done, bell = yield from expire_run(context.settings, self.row, policy_of(self.row["graph"]))
         return Outcome("ended" if done else "LeaseLost", bells_of(bell))
 
     def apply(self, model: Model, seen: Outcome) -> Outcome:

@@ -38,7 +38,8 @@ PATIENCE = 20.0
 QUIET = (Beat, Enlist, LookAtOwn, LookForExpired)
 
 _EMPTY = (
-    "truncate threads, runs, attempts, dead_letters, workers, tenants, breakers,"
+    "truncate threads, runs, attempts, dead_letters, held_lanes, dead_letter_actions, replay_groups,"
+    " workers, tenants, breakers,"
     " checkpoints, checkpoint_blobs, checkpoint_writes"
 )
 _LATER = {
@@ -105,6 +106,7 @@ class Stage:
                 "topology_hash": "",
                 "input_schema": {},
                 "channels": [],
+                "nodes": ["node"],
                 "policy": policy,
             }
             send(self.connection, Batch([Step(announce_graph(), parameters)]))

@@ -122,14 +122,19 @@ def checkpoint_write(
 
 
 def pending_writes(
-    binding: Mapping[str, Any], writes: Sequence[tuple[str, Any]], rows: Sequence[WriteRow]
+    binding: Mapping[str, Any],
+    writes: Sequence[tuple[str, Any]],
+    rows: Sequence[WriteRow],
+    *,
+    replaces: bool | None = None,
 ) -> Write:
     """Saves what one task wrote. rows: of the writes, one or more, all of one task.
 
-    As in the stock saver, writes to LangGraph's own channels replace what stands at their index, others
-    leave it.
+    replaces: what stands at their index. By default, as in the stock saver, writes to LangGraph's own
+    channels do and others leave it.
     """
-    replaces = all(channel in WRITES_IDX_MAP for channel, _ in writes)
+    if replaces is None:
+        replaces = all(channel in WRITES_IDX_MAP for channel, _ in writes)
     if replaces:  # one statement may not replace a row twice; the last one counts
         rows = list({row[5]: row for row in rows}.values())
     key, namespace, checkpoint_id, task_id, task_path = rows[0][:5]

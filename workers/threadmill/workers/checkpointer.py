@@ -6,7 +6,7 @@ import copy
 import uuid
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any, cast
 
@@ -29,25 +29,59 @@ from psycopg.types.json import Jsonb
 
 from threadmill.core.errors import ForeignThread
 from threadmill.core.keys import thread_key
-from threadmill.workers.checkpoint_writes import checkpoint_write, pending_writes
+from threadmill.core.statement import compiled
+from threadmill.core.transitions import clear_base
+from threadmill.workers.checkpoint_writes import WriteRow, checkpoint_write, pending_writes
 from threadmill.workers.lease import Lease, Pool, bound_connection, session_bound_connection
 from threadmill.workers.patience import patiently
+from threadmill.workers.state_patch import NULL_TASK_ID, PatchWrite
 from threadmill.workers.write_group import WriteGroup
 
 # Strict: what is no safe type and not in a graph's own state comes back as plain data, never as an object
 # that a crafted blob names. The default serialiser rebuilds anything importable.
 STRICT = JsonPlusSerializer(allowed_msgpack_modules=None)
 
+# Which checkpoints are of effect, where some are not. A subgraph's stand under the parent's checkpoint from
+# which it was called, and are newer: what earlier runs have left there, which stopped at a question and were
+# answered, is within the bounds and counts all the same.
+_IS_LIVE = """(
+    checkpoint_id > %(dead_until)s or checkpoint_id <= %(base)s
+    or position(':' in checkpoint_ns) > 0 and exists (
+        select from runs where tenant = %(tenant)s and runs.thread_id = %(thread)s and seq < %(before)s
+            and runs.id::text = checkpoints.metadata ->> 'run_id' and status in ('success', 'interrupted')
+    )
+)"""
+_NEWEST_LIVE = f"""
+    select checkpoint_id from checkpoints
+    where thread_id = %(key)s and checkpoint_ns = %(namespace)s and {_IS_LIVE}
+    order by checkpoint_id desc limit 1
+"""  # noqa: S608 - constants
+
+_PATCHED = "update runs set state_patch = null where id = %(run_id)s"
+
 _HOLDS_WRITES = """
     with head as (
         select checkpoint_id, metadata ->> 'run_id' as run_id from checkpoints
-        where thread_id = %(key)s and checkpoint_ns = '' order by checkpoint_id desc limit 1
+        where thread_id = %(key)s and checkpoint_ns = '' {live} order by checkpoint_id desc limit 1
     )
     select from head where run_id = %(run_id)s or exists (
         select from checkpoint_writes w where w.thread_id = %(key)s and w.checkpoint_ns = ''
             and w.checkpoint_id = head.checkpoint_id and w.run_id = %(run_id)s::uuid
     )
 """
+
+
+@dataclass(frozen=True)
+class Aside:
+    """What of a thread is of no effect on a run: the checkpoints after `base` up to `dead_until`.
+
+    base: None for the beginning of the thread. before: the seq up to which runs may have gone on in a
+    subgraph that the base had called.
+    """
+
+    base: str | None
+    dead_until: str
+    before: int
 
 
 @dataclass
@@ -65,13 +99,19 @@ class BoundSaver(AsyncPostgresSaver):
 
     With a lease, writes go to the lease's thread only (ForeignThread) and while it holds (LeaseLost).
     Without one the saver reads and maintains, which is for Threadmill's own use.
+
+    With `aside`, the newest checkpoint is the newest that is of effect; one that is asked for by its id, and
+    the history, are given as they are.
     """
 
-    def __init__(self, pool: Pool, tenant: str, lease: Lease | None = None) -> None:
+    def __init__(
+        self, pool: Pool, tenant: str, lease: Lease | None = None, aside: Aside | None = None
+    ) -> None:
         super().__init__(pool, serde=STRICT)
         self._pool = pool
         self._tenant = tenant
         self._lease = lease
+        self._aside = aside
         self._pruning = False
         self._writes = WriteGroup(pool, lease)
         self.progress = Progress()
@@ -109,11 +149,35 @@ class BoundSaver(AsyncPostgresSaver):
         return self._keyed(config)
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
-        keyed, stock = self._keyed(config), super().aget_tuple
+        keyed, stock, aside = self._keyed(config), super().aget_tuple, self._aside
+        if aside is not None and not get_checkpoint_id(config):
+            stay_ahead_of(aside.dead_until)
+            target = keyed["configurable"]
+            newest = await self._newest_live(target["thread_id"], target.get("checkpoint_ns", ""), aside)
+            if newest is None:
+                return None
+            keyed = {**keyed, "configurable": {**target, "checkpoint_id": newest}}
         found = await patiently(lambda: stock(keyed))
         if found is not None:
-            _stay_ahead_of(found.checkpoint["id"])
+            stay_ahead_of(found.checkpoint["id"])
         return found
+
+    async def _newest_live(self, key: str, namespace: str, aside: Aside) -> str | None:
+        row = await self._ask(_NEWEST_LIVE, {"namespace": namespace, **self._bounds(key, aside)})
+        return None if row is None else str(row["checkpoint_id"])
+
+    def _bounds(self, key: str, aside: Aside) -> dict[str, Any]:
+        """The parameters of _IS_LIVE."""
+        thread_id = key.partition(":")[2]
+        return {"key": key, "tenant": self._tenant, "thread": thread_id, **asdict(aside)}
+
+    async def _ask(self, sql: str, parameters: dict[str, Any]) -> DictRow | None:
+        async def ask() -> DictRow | None:
+            async with self._cursor() as cursor:
+                await cursor.execute(sql, parameters)
+                return await cursor.fetchone()
+
+        return await patiently(ask)
 
     async def alist(
         self,
@@ -176,19 +240,63 @@ class BoundSaver(AsyncPostgresSaver):
         if rows:
             await self._writes.write(pending_writes(self._binding(), writes, rows))
 
+    def ignore(self, aside: Aside) -> None:
+        """Has these checkpoints be of no effect from now on."""
+        self._aside = aside
+
+    async def put_patch(self, found: CheckpointTuple, writes: Sequence[PatchWrite]) -> None:
+        """Saves a patch of the state beside the checkpoint, and takes it off the run, which then has had it.
+
+        Raises LeaseLost, with nothing written.
+        """
+        lease = self._lease
+        assert lease is not None
+        target = self._writable(found.config)["configurable"]
+        place = target["thread_id"], target["checkpoint_ns"], target["checkpoint_id"]
+        rows: list[WriteRow] = [
+            (*place, NULL_TASK_ID, "", write.position, write.channel, *self.serde.dumps_typed(write.value))
+            for write in writes
+        ]
+        named = [(write.channel, write.value) for write in writes]
+        write = pending_writes(self._binding(), named, rows, replaces=True) if rows else None
+
+        async def send() -> None:
+            async with bound_connection(self._pool, self._tenant, lease) as connection:
+                if write is not None:
+                    await connection.execute(write.sql, write.parameters, binary=True)
+                await connection.execute(_PATCHED, {"run_id": lease.run_id})
+
+        await patiently(send)
+
+    async def clear_base(self, thread_id: str) -> None:
+        """Takes away what runs of no effect have left where this one sets out. Raises LeaseLost."""
+        if self._aside is None or self._aside.base is None:
+            return
+        parameters = {
+            "tenant": self._tenant,
+            "thread_id": thread_id,
+            "key": self._key(thread_id),
+            "base_checkpoint_id": self._aside.base,
+        }
+        statement = compiled(clear_base())
+
+        async def send() -> None:
+            async with bound_connection(self._pool, self._tenant, self._lease) as connection:
+                await connection.execute(statement.sql, statement.bind(parameters))
+
+        await patiently(send)
+
     async def holds_writes_of(self, thread_id: str, run_id: uuid.UUID) -> bool:
         """Whether the thread stands at a checkpoint of this run's, or at one beside which it has written.
 
         A command is saved beside the checkpoint at which the thread stood, before anything is run.
         """
-        key = self._key(thread_id)
-
-        async def ask() -> bool:
-            async with self._cursor() as cursor:
-                await cursor.execute(_HOLDS_WRITES, {"key": key, "run_id": str(run_id)})
-                return await cursor.fetchone() is not None
-
-        return await patiently(ask)
+        key, live = self._key(thread_id), ""
+        parameters: dict[str, Any] = {"key": key, "run_id": str(run_id)}
+        if self._aside is not None:
+            live = f"and {_IS_LIVE}"
+            parameters |= self._bounds(key, self._aside)
+        return await self._ask(_HOLDS_WRITES.format(live=live), parameters) is not None
 
     def _binding(self) -> dict[str, Any]:
         """What binds a write to the tenant and, with a lease, fences it."""
@@ -247,7 +355,7 @@ class BoundSaver(AsyncPostgresSaver):
         return clone
 
 
-def _stay_ahead_of(checkpoint_id: str) -> None:
+def stay_ahead_of(checkpoint_id: str) -> None:
     """Has every checkpoint that this process makes from now on sort after this one, whatever its clock says.
 
     The newest of a thread is the one with the highest id, a UUID of version 6 (RFC 9562), which begins with

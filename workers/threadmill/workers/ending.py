@@ -28,14 +28,18 @@ class Retry(NamedTuple):
 
 
 class Burial(NamedTuple):
-    """A dead letter. reason: permanent, exhausted, timeout or worker_lost."""
+    """A dead letter. reason: permanent, exhausted or timeout."""
 
     reason: str
     cause: str
 
 
 def decide(verdict: Verdict, run: Row, policy: GraphPolicy) -> Retry | Burial:
-    """What the policy says to a failure of this kind. run: attempt, failures, max_attempts and throttled."""
+    """What the policy says to a failure of this kind.
+
+    run: attempt, failures, max_attempts, throttled and replays. A replay does not wait for who says "too many
+    requests": its group backs off.
+    """
     cause = f"{verdict.kind}: {verdict.why}" if verdict.why else verdict.kind
     match verdict.kind:
         case "permanent":
@@ -46,9 +50,10 @@ def decide(verdict: Verdict, run: Row, policy: GraphPolicy) -> Retry | Burial:
         case "rate_limited":
             asked = _backoff(policy, run["attempt"]) if verdict.retry_after is None else verdict.retry_after
             wait = max(asked, RATE_LIMIT_DELAY)
-            if run["throttled"] + wait <= policy.rate_limit_budget:
+            if not run["replays"] and run["throttled"] + wait <= policy.rate_limit_budget:
                 return Retry(wait, spent=False, waits=wait, cause=cause)
-            cause = f"{cause}, and {policy.rate_limit_budget:g} s were waited already"
+            if not run["replays"]:
+                cause = f"{cause}, and {policy.rate_limit_budget:g} s were waited already"
     failures = run["failures"] + 1
     if failures >= run["max_attempts"]:
         return Burial("exhausted", cause)

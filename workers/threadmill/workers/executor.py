@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 import structlog
 from langgraph.errors import GraphDrained
+from langgraph.types import StateSnapshot
 from sqlalchemy import bindparam, select
 from sqlalchemy.dialects.postgresql import UUID
-from uuid_utils.compat import uuid7
 
 from threadmill.core.database import AsyncDatabase
 from threadmill.core.doorbell import Bell, next_bell
@@ -30,6 +30,7 @@ from threadmill.core.transitions import (
     bury,
     claim,
     count_fenced,
+    end_trial,
     join_breaker,
     lock_thread,
     requeue,
@@ -38,14 +39,16 @@ from threadmill.core.transitions import (
 )
 from threadmill.graphs import OPEN, USED, Classifier, Registry, Verdict, classify, dependency_of
 from threadmill.workers.attempts import Attempt, Attempts, Stop
+from threadmill.workers.burial import ENDED, Place, burial
 from threadmill.workers.ending import Burial, Retry, decide, requeue_parameters
-from threadmill.workers.failure import Failure, describe, describe_bare
+from threadmill.workers.failure import Failure, describe, describe_bare, hooks_of
 from threadmill.workers.heartbeat import Heartbeat
 from threadmill.workers.herald import Herald
 from threadmill.workers.invocation import Invocation, checkpoint_id, failed_node
 from threadmill.workers.output import as_json, interrupts_of, select_output
 from threadmill.workers.patience import patiently
 from threadmill.workers.rescue import last_checkpoint
+from threadmill.workers.scratch import ScratchInvocation
 from threadmill.workers.stuck import StuckWork
 
 # How long an attempt that was stopped may take to end, in seconds, before its work is left to itself.
@@ -72,12 +75,10 @@ class RunFailed(Exception):
 
 
 class Account(NamedTuple):
-    """What is told of an attempt that failed. checkpoint_id: where it came to; None if its input was not even
-    applied. next_nodes: of the thread; None if they cannot be told."""
+    """What is told of an attempt that failed."""
 
     failure: Failure
-    checkpoint_id: str | None
-    next_nodes: list[str] | None
+    place: Place
 
 
 class GraphExited(Exception):
@@ -174,6 +175,9 @@ class Executor:
         # A graph that this worker does not serve fails when it is loaded, and is recorded then.
         served = run["graph"] in self._registry.names
         policy = self._registry.policy(run["graph"]) if served else GraphPolicy()
+        if run["scratch"] is not None:
+            await self._try(attempt, policy)
+            return
         invocation = Invocation(attempt, policy, await patiently(self._database.pool), self._on_node)
         work = asyncio.create_task(self._invoke(attempt, invocation), name=f"run {run['id']}")
         try:
@@ -197,11 +201,37 @@ class Executor:
             except Exception as unrecordable:
                 await self._fail_without_words(attempt, policy, error, unrecordable)
 
-    async def _invoke(self, attempt: Attempt, invocation: Invocation) -> Any:
+    async def _try(self, attempt: Attempt, policy: GraphPolicy) -> None:
+        """A trial, from its claim to its end: what came of it is told, and there is nothing else of it."""
+        pool = await patiently(self._database.pool)
+        trial = ScratchInvocation(attempt, policy, pool, self._on_node, self._settings.max_output_bytes)
+        work = asyncio.create_task(self._invoke(attempt, trial), name=f"trial {attempt.run['id']}")
+        try:
+            await self._wait(attempt, work, trial.policy)
+            if not work.done():
+                if attempt.stopped.result() in ("taken", "cut off"):
+                    raise attempt.lease.lost_now()
+                outcome = await trial.failed(RunTimeout("timeout", trial.policy.timeout or 0))
+            elif (error := work.exception()) is None:
+                outcome = await trial.succeeded(work.result())
+            elif isinstance(error, Exception) and not isinstance(error, LeaseLost):
+                outcome = await trial.failed(error)
+            else:
+                raise error
+        finally:
+            await self._put_down(attempt, work)
+        run = attempt.run
+        parameters = {"run_id": run["id"], "attempt": run["attempt"], "output": outcome}
+        step = Step(end_trial(), parameters)
+        if _first(await patiently(lambda: self._database.carry_out(_rows([step])))) is None:
+            raise attempt.lease.refuse("end")
+
+    async def _invoke(self, attempt: Attempt, invocation: Invocation | ScratchInvocation) -> Any:
         OPEN.set(self._heartbeat.open_for)
         USED.set(attempt.dependencies)
         try:
-            graph = await self._registry.graph(attempt.run["graph"], invocation.config)
+            config = await invocation.prepare()
+            graph = await self._registry.graph(attempt.run["graph"], config)
             return await invocation.invoke(graph)
         except Exception:
             raise
@@ -288,8 +318,8 @@ class Executor:
         self, attempt: Attempt, invocation: Invocation, policy: GraphPolicy, error: RunTimeout
     ) -> None:
         account = await self._describe(attempt, invocation, error)
-        burial = Burial("timeout", f"{error.limit} over")
-        await self._bury(attempt, policy, burial, account, status="timeout")
+        decision = Burial("timeout", f"{error.limit} over")
+        await self._bury(attempt, policy, decision, account, status="timeout")
 
     async def _fail(
         self, attempt: Attempt, invocation: Invocation, policy: GraphPolicy, error: Exception
@@ -310,7 +340,7 @@ class Executor:
     ) -> None:
         """Records a failure whose own record was refused; nothing ends without one. Always raises."""
         _log.error("run.unrecordable", error=type(error).__name__, because=type(unrecordable).__name__)
-        account = Account(describe_bare(error, attempt.run["graph"]), await self._reached(attempt), None)
+        account = Account(describe_bare(error, attempt.run["graph"]), Place(await self._reached(attempt)))
         decision = decide(Verdict("transient", why="unrecordable"), attempt.run, policy)
         if isinstance(decision, Burial):
             await self._bury(attempt, policy, decision, account)
@@ -347,11 +377,16 @@ class Executor:
         except Exception as unreadable:  # the failure is recorded all the same
             _log.warning("run.state_unreadable", error=type(unreadable).__name__)
             snapshot = None
-        failure = describe(error, attempt.run["graph"], failed_node(snapshot))
+        failure = self._failure(error, attempt.run["graph"], snapshot)
         _log.warning("run.failed", error=failure.exception_type, node=failure.node)
         if snapshot is None:
-            return Account(failure, await self._reached(attempt), None)
-        return Account(failure, checkpoint_id(snapshot), list(snapshot.next))
+            return Account(failure, Place(await self._reached(attempt)))
+        place = Place(checkpoint_id(snapshot), list(snapshot.next))
+        return Account(failure, place)
+
+    def _failure(self, error: Exception, graph: str, snapshot: StateSnapshot | None) -> Failure:
+        hooks = hooks_of(self._registry, graph)
+        return describe(error, graph, failed_node(snapshot), task=failed_task(snapshot), **hooks)
 
     async def _reached(self, attempt: Attempt) -> str | None:
         """The run's last checkpoint, where the graph cannot tell: without one a replay takes the run's input
@@ -366,7 +401,7 @@ class Executor:
         account: Account,
         *breaker: Step,
     ) -> None:
-        record = account.failure.record(account.checkpoint_id)
+        record = account.failure.record(account.place.checkpoint_id)
         step = Step(requeue(outcome), requeue_parameters(retry, error=account.failure.error(), **record))
         await self._finish(attempt, "pending", step, *breaker)
         _log.info("run.retried", cause=retry.cause, delay=round(retry.delay, 3), spent=retry.spent)
@@ -376,27 +411,27 @@ class Executor:
         self,
         attempt: Attempt,
         policy: GraphPolicy,
-        burial: Burial,
+        decision: Burial,
         account: Account,
         *breaker: Step,
         status: str = "error",
     ) -> None:
-        failure = account.failure
-        parameters = {
-            **failure.record(account.checkpoint_id),
-            "letter_id": uuid7(),
-            "reason": burial.reason,
-            "cause": burial.cause,
-            "error": failure.error(),
-            "fingerprint": failure.fingerprint,
-            "next_nodes": account.next_nodes,
-            "spent": 1,
-            "lost": 0,
-            "hold": policy.on_dead_letter == "hold",
-        }
-        outcome = "timeout" if status == "timeout" else "failed"
-        await self._finish(attempt, status, Step(bury(status, outcome), parameters), *breaker)
-        run = attempt.run
+        run, failure = attempt.run, account.failure
+        timed_out = status == "timeout"
+        steps = burial(
+            self._settings,
+            policy,
+            run,
+            bury(status, "timeout" if timed_out else "failed"),
+            decision.reason,
+            failure,
+            account.place,
+            cause=decision.cause,
+            message=failure.message,
+            spent=1,
+            lost=0,
+        )
+        await self._end(attempt, status, steps, ENDED, *breaker)
         raise RunFailed(f"{failure.exception_type}: see `threadmill runs show {run['id']}`") from None
 
     async def _finish(self, attempt: Attempt, status: str, end: Step, *more: Step) -> None:
@@ -407,15 +442,22 @@ class Executor:
         run = attempt.run
         held = {"run_id": run["id"], "attempt": run["attempt"]}
         lock = Step(lock_thread(), {"tenant": run["tenant"], "thread_id": run["thread_id"]})
-        steps = [lock, Step(end.statement, {**end.parameters, **held}), *more]
+        await self._end(attempt, status, [lock, Step(end.statement, {**end.parameters, **held})], 1, *more)
+
+    async def _end(
+        self, attempt: Attempt, status: str, steps: list[Step], ended_at: int, *more: Step
+    ) -> None:
+        """`_finish` by these steps. ended_at: which of them ends the run."""
+        run = attempt.run
         tries = 0
 
         async def send() -> list[Rows]:
             nonlocal tries
             tries += 1
-            return await self._database.carry_out(_rows(steps))
+            return await self._database.carry_out(_rows([*steps, *more]))
 
-        _, ended, *others = await patiently(send)
+        results = await patiently(send)
+        ended, others = results[ended_at], results[len(steps) :]
         if not ended and not (tries > 1 and await self._was_committed(run, status)):
             raise attempt.lease.refuse("end")
         for rows in others:
@@ -445,6 +487,12 @@ class Executor:
 def _rows(steps: list[Step]) -> Plan[list[Rows]]:
     """The plan of steps that need nothing of each other, in one round trip."""
     return (yield Batch(steps))
+
+
+def failed_task(snapshot: StateSnapshot | None) -> str | None:
+    """The id of the task whose error LangGraph saved."""
+    tasks = () if snapshot is None else snapshot.tasks
+    return next((task.id for task in tasks if task.error is not None), None)
 
 
 def _first(results: list[Rows]) -> Row | None:

@@ -7,16 +7,19 @@ from typing import Any, cast
 
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.constants import CONF
 from langgraph.pregel import Pregel
 from langgraph.runtime import Runtime as GraphRuntime
+from langgraph.store.base import BaseStore
 from langgraph.types import Command, Send, StateSnapshot
 
 from threadmill.core.policy import Durability, GraphPolicy
 from threadmill.core.statement import Row
 from threadmill.workers.attempts import Attempt
-from threadmill.workers.checkpointer import BoundSaver
+from threadmill.workers.checkpointer import Aside, BoundSaver, stay_ahead_of
 from threadmill.workers.lease import Pool
+from threadmill.workers.state_patch import patch_writes
 from threadmill.workers.store import BoundStore
 
 # Keys of LangGraph's own in `configurable`: the ones with which its server hands a saver and a store to a
@@ -25,6 +28,8 @@ CHECKPOINTER_KEY = "__pregel_checkpointer"
 RUNTIME_KEY = "__pregel_runtime"
 CACHE_KEY = "__pregel_cache"
 STRICT_RESUME_KEY = "__pregel_strict_resume"
+
+LAST_SEQ = 2**63 - 1
 
 
 class Invocation:
@@ -41,36 +46,32 @@ class Invocation:
         self._attempt = attempt
         self._policy = policy
         self._graph: Pregel[Any, Any, Any, Any] | None = None
-        self.saver = BoundSaver(pool, run["tenant"], attempt.lease)
-        given: Mapping[str, Any] = run["config"] or {}
-        config: dict[str, Any] = {
-            "recursion_limit": policy.recursion_limit,
-            **given,
-            # Kept with every checkpoint, and for nodes to tell one attempt from another.
-            "metadata": {**given.get("metadata", {}), "attempt": run["attempt"]},
-            CONF: {
-                **given.get(CONF, {}),
-                "tenant": run["tenant"],
-                "thread_id": run["thread_id"],
-                # With the same run id LangGraph goes on from the run's last checkpoint, and does not apply
-                # the input a second time.
-                "run_id": str(run["id"]),
-                CHECKPOINTER_KEY: self.saver,
-                # A cache that the graph was compiled with knows no tenants: one would get another's results.
-                CACHE_KEY: None,
-                # An answer to a question that is not open, or to one of several, is refused.
-                STRICT_RESUME_KEY: True,
-                RUNTIME_KEY: GraphRuntime(store=BoundStore(pool, run["tenant"], attempt.lease)),
-            },
-        }
-        if on_node is not None:
-            config["callbacks"] = [_NodeListener(on_node)]
-        self.config = cast(RunnableConfig, config)
+        self.saver = BoundSaver(
+            pool, run["tenant"], attempt.lease, None if run["replay_mode"] == "resume" else _aside(run)
+        )
+        self.config = configured(
+            run, policy, self.saver, BoundStore(pool, run["tenant"], attempt.lease), on_node
+        )
+
+    async def prepare(self) -> RunnableConfig:
+        """The config for which the graph is made."""
+        run = self._attempt.run
+        aside = _aside(run)
+        if aside is not None and run["replay_mode"] == "resume":
+            # It was to go on from what it had written; but an earlier run of the thread that was replayed
+            # after that was decided has gone first, and the thread stands where that one left it.
+            if await self.saver.holds_writes_of(run["thread_id"], run["id"]):
+                return self.config
+            self.saver.ignore(aside)
+        return self.config
 
     async def invoke(self, graph: Pregel[Any, Any, Any, Any]) -> Any:
         """The graph's output. Raises what the graph raises, and GraphDrained when it was asked to drain."""
         self._graph = graph
         run = self._attempt.run
+        await self.saver.clear_base(run["thread_id"])
+        if run["state_patch"] is not None:
+            await self._patch_state(graph)
         return await graph.ainvoke(
             await _graph_input(run, self.saver),
             self.config,
@@ -78,6 +79,16 @@ class Invocation:
             durability=cast(Durability, run["durability"] or self._policy.durability),
             control=self._attempt.control,
         )
+
+    async def _patch_state(self, graph: Pregel[Any, Any, Any, Any]) -> None:
+        """Changes the state from which the run goes on; once, as the run has no patch any more after it."""
+        run = self._attempt.run
+        # What is not the run's own is not its to patch; and a patch beside it would pass for its command.
+        begun = await self.saver.holds_writes_of(run["thread_id"], run["id"])
+        found = await self.saver.aget_tuple(self.config) if begun else None
+        writes = await patch_writes(graph, self.config, found, run["state_patch"])
+        assert found is not None
+        await self.saver.put_patch(found, writes)
 
     async def snapshot(self) -> StateSnapshot | None:
         """Where the thread stands; None where the graph was never loaded."""
@@ -90,6 +101,51 @@ class Invocation:
         if not (interrupted or graph.interrupt_before_nodes or graph.interrupt_after_nodes):
             return []
         return list((await graph.aget_state(self.config)).next)
+
+
+def configured(
+    run: Row,
+    policy: GraphPolicy,
+    saver: BaseCheckpointSaver[Any],
+    store: BaseStore,
+    on_node: Callable[[str], None] | None,
+) -> RunnableConfig:
+    """The config with which a run's graph is invoked. run: id, tenant, thread_id, attempt and config."""
+    given: Mapping[str, Any] = run["config"] or {}
+    config: dict[str, Any] = {
+        "recursion_limit": policy.recursion_limit,
+        **given,
+        # Kept with every checkpoint, and for nodes to tell one attempt from another.
+        "metadata": {**given.get("metadata", {}), "attempt": run["attempt"]},
+        CONF: {
+            **given.get(CONF, {}),
+            "tenant": run["tenant"],
+            "thread_id": run["thread_id"],
+            # With the same run id LangGraph goes on from the run's last checkpoint, and does not apply
+            # the input a second time.
+            "run_id": str(run["id"]),
+            CHECKPOINTER_KEY: saver,
+            # A cache that the graph was compiled with knows no tenants: one would get another's results.
+            CACHE_KEY: None,
+            # An answer to a question that is not open, or to one of several, is refused.
+            STRICT_RESUME_KEY: True,
+            RUNTIME_KEY: GraphRuntime(store=store),
+        },
+    }
+    if on_node is not None:
+        config["callbacks"] = [_NodeListener(on_node)]
+    return cast(RunnableConfig, config)
+
+
+def _aside(run: Row) -> Aside | None:
+    """What of the thread is of no effect on runs that begin on it; None where all of it counts."""
+    dead_until = run["dead_until"]
+    if dead_until is None:
+        return None
+    stay_ahead_of(dead_until)
+    # A restart goes back behind those that came later.
+    before = run["seq"] if run["replay_mode"] == "restart" else LAST_SEQ
+    return Aside(run["base_checkpoint_id"], dead_until, before)
 
 
 class _NodeListener(BaseCallbackHandler):
@@ -123,6 +179,11 @@ async def _graph_input(run: Row, saver: BoundSaver) -> Any:
         return run["input"]
     if run["attempt"] > 1 and await saver.holds_writes_of(run["thread_id"], run["id"]):
         return None
+    return command_of(command)
+
+
+def command_of(command: Mapping[str, Any]) -> Command[Any]:
+    """The command as LangGraph takes it."""
     goto = command.get("goto", ())
     targets = goto if isinstance(goto, list) else [goto] if goto else []
     return Command(

@@ -31,40 +31,41 @@ def select_output(value: Any, policy: GraphPolicy) -> Any:
 
 
 def as_json(value: Any, max_bytes: int) -> Any:
-    """The value as plain JSON data, or a marker that says how large it was.
-
-    Messages and other pydantic models become what `model_dump` gives, dataclasses their fields, sets and
-    tuples arrays, bytes base64, times ISO 8601; what is none of these becomes its `str`.
-    """
-    plain = _plain(value)
+    """The value as `plain` JSON data, or a marker that says how large it was."""
+    document = plain(value)
     # Escaped to ASCII, so that no lone surrogate in a model's answer can keep a run from finishing.
-    size = len(json.dumps(plain, ensure_ascii=True))
+    size = len(json.dumps(document, ensure_ascii=True))
     if size > max_bytes:
         return {"$omitted": {"reason": "larger than max_output_bytes", "bytes": size, "limit": max_bytes}}
-    return plain
+    return document
 
 
 def interrupts_of(output: Any) -> list[dict[str, Any]] | None:
     """The questions at which the graph stopped, [{"id", "value"}, …]; None if it ran to its end."""
     if not isinstance(output, Mapping) or not output.get(INTERRUPT_KEY):
         return None
-    return [{"id": item.id, "value": _plain(item.value)} for item in output[INTERRUPT_KEY]]
+    return [{"id": item.id, "value": plain(item.value)} for item in output[INTERRUPT_KEY]]
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """The value as JSON data.
+
+    Messages and other pydantic models become what `model_dump` gives, dataclasses their fields, sets and
+    tuples arrays, bytes base64, times ISO 8601; what is none of these becomes its `str`.
+    """
     match value:
         case enum.Enum():
-            return _plain(value.value)
+            return plain(value.value)
         case None | bool() | int() | str():
             return value
         case float():
             return value if value - value == 0 else str(value)  # NaN and infinity are no JSON
         case BaseModel():
-            return _plain(value.model_dump())
+            return plain(value.model_dump())
         case Mapping():
-            return {_key(key): _plain(item) for key, item in value.items()}
+            return {_key(key): plain(item) for key, item in value.items()}
         case list() | tuple() | set() | frozenset() | deque():
-            return [_plain(item) for item in value]
+            return [plain(item) for item in value]
         case bytes() | bytearray():
             return base64.b64encode(value).decode()
         case datetime.datetime() | datetime.date() | datetime.time():
@@ -72,7 +73,7 @@ def _plain(value: Any) -> Any:
         case uuid.UUID():
             return str(value)
         case _ if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+            return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
         case _:
             return str(value)
 

@@ -27,9 +27,10 @@ from threadmill.core.doorbell import Bell
 from threadmill.core.settings import Settings
 from threadmill.core.statement import Batch, Plan, Rows, Step
 from threadmill.core.transitions import runs_of_worker, strike_off
+from threadmill.workers.burial import Policies
 from threadmill.workers.herald import Herald
 from threadmill.workers.patience import patiently
-from threadmill.workers.rescue import Holds, rescue
+from threadmill.workers.rescue import rescue
 
 IDLE_SECONDS = 30.0
 COMMAND = (sys.executable, "-P", "-m", "threadmill.workers.quarantine_process")
@@ -44,11 +45,13 @@ class ChildEnded(Exception):
 class Quarantine:
     """The line before the child, and the child while it is needed. Belongs to the loop."""
 
-    def __init__(self, settings: Settings, database: AsyncDatabase, herald: Herald, holds: Holds) -> None:
+    def __init__(
+        self, settings: Settings, database: AsyncDatabase, herald: Herald, policies: Policies
+    ) -> None:
         self._settings = settings
         self._database = database
         self._herald = herald
-        self._holds = holds
+        self._policies = policies
         self._line: asyncio.Queue[Bell] = asyncio.Queue()
         self._lined_up: set[uuid.UUID] = set()
         self._child: Process | None = None
@@ -144,7 +147,7 @@ class Quarantine:
         for run in runs:
             _, bell = await patiently(
                 lambda run=run: self._database.carry_out(  # type: ignore[misc]
-                    rescue(run, cause, self._holds, self._node)
+                    rescue(self._settings, run, cause, self._policies(run["graph"]), self._node)
                 )
             )
             self._herald.announce(run["id"], bell)  # who waits for it, looks whether it has ended

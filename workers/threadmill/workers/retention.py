@@ -1,8 +1,9 @@
 """Retention: the leader removes what is past its time, a little in each sweep.
 
-Outputs after `output_ttl`, runs with their records after `run_ttl`, checkpoints as the graph's policy says
-(`checkpoint_ttl`). The leader has more urgent things to do, so a round goes on in the next sweep when its
-time is up, and the next round begins a while after this one has found nothing more.
+Outputs after `output_ttl`, closed dead letters after `dead_letter_ttl`, runs with their records after
+`run_ttl`, checkpoints as the graph's policy says (`checkpoint_ttl`). The leader has more urgent things to do,
+so a round goes on in the next sweep when its time is up, and the next round begins a while after this one has
+found nothing more.
 
 Threads are found by their runs, in the order in which these finished: a thread changes only when a run of it
 finishes. How far a graph's threads have been pruned is kept in the ledger, and another leader goes on there.
@@ -18,19 +19,27 @@ from typing import Any
 import psycopg
 import structlog
 from psycopg.rows import DictRow
+from sqlalchemy import Text, bindparam, func, select, true
 
 from threadmill.core.keys import thread_key
 from threadmill.core.settings import Settings
 from threadmill.core.statement import Batch, Row, Rows, Step, send_unpipelined
 from threadmill.core.transitions import (
     bind_retention,
+    empty_groups,
     expire_outputs,
     finished_threads,
+    hold_groups,
     hold_thread,
     note_pruned,
+    old_trials,
     prune_thread,
     pruned_graphs,
+    remove_groups,
+    remove_letters,
     remove_runs,
+    remove_trial,
+    remove_trial_thread,
 )
 
 # What a sweep spends on it, in seconds; the statement under way then is the last.
@@ -40,6 +49,13 @@ ROUND_INTERVAL = 60.0
 BATCH = 200
 # What one thread may take, in seconds; a thread that takes longer keeps its checkpoints.
 THREAD_SECONDS = 2.0
+# How long the removal of empty groups may wait for runs that are being buried, and others for it, in seconds.
+GROUPS_SECONDS = 0.2
+
+_LOCK_PATIENCE = select(func.set_config("lock_timeout", bindparam("milliseconds", type_=Text), true()))
+
+# Nobody waits that long for a trial.
+TRIAL_SECONDS = 2 * 3600.0
 
 _log = structlog.get_logger("threadmill.retention")
 
@@ -93,6 +109,10 @@ class Retention:
 
     def _rounds(self) -> _Round:
         yield from self._expire_outputs()
+        if self._settings.dead_letter_ttl is not None:
+            yield from self._remove_letters(self._settings.dead_letter_ttl)
+        yield from self._remove_groups()
+        yield from self._remove_trials()
         if self._settings.run_ttl is not None:
             yield from self._remove_runs(self._settings.run_ttl)
         (graphs,) = yield Batch([Step(pruned_graphs(), {})])
@@ -106,8 +126,42 @@ class Retention:
             if len(expired) < BATCH:
                 return
 
+    def _remove_letters(self, ttl: float) -> _Round:
+        step = Step(remove_letters(), {"ttl": ttl, "limit": BATCH})
+        while True:
+            (removed,) = yield Batch([step])
+            if len(removed) < BATCH:
+                return
+
+    def _remove_groups(self) -> _Round:
+        after = ""
+        while True:
+            (rows,) = yield Batch([Step(empty_groups(), {"after": after, "limit": BATCH})])
+            if rows[0]["seen_to"] is None:
+                return
+            after = rows[0]["seen_to"]
+            empty = [row["fingerprint"] for row in rows if row["fingerprint"] is not None]
+            if not empty:
+                continue
+            try:
+                yield Batch(
+                    [
+                        Step(_LOCK_PATIENCE, {"milliseconds": str(round(GROUPS_SECONDS * 1000))}),
+                        Step(hold_groups(), {}),
+                        Step(remove_groups(), {"fingerprints": empty}),
+                    ]
+                )
+            except psycopg.errors.LockNotAvailable:
+                _log.info("retention.groups_in_use")  # they are removed in a later round
+
+    def _remove_trials(self) -> _Round:
+        """Those that somebody asked for who has gone without removing them."""
+        (trials,) = yield Batch([Step(old_trials(), {"age": TRIAL_SECONDS, "limit": BATCH})])
+        for trial in trials:
+            yield Batch([Step(remove_trial(), trial), Step(remove_trial_thread(), trial)])
+
     def _remove_runs(self, ttl: float) -> _Round:
-        """Goes through all runs past their time: those with an open dead letter stay, and are passed."""
+        """Goes through all runs past their time: those with a dead letter stay, and are passed."""
         after: datetime | None = None
         while True:
             (rows,) = yield Batch([Step(remove_runs(), {"after": after, "ttl": ttl, "limit": BATCH})])

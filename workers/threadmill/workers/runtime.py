@@ -16,6 +16,7 @@ import uvloop
 from threadmill.core.database import AsyncDatabase
 from threadmill.core.doorbell import Bell, Doorbell
 from threadmill.core.errors import GraphError, LeaseLost
+from threadmill.core.policy import GraphPolicy
 from threadmill.core.settings import Settings
 from threadmill.core.statement import Batch, Plan, Step
 from threadmill.core.transitions import announce_graph
@@ -84,7 +85,7 @@ class Runtime:
         self._cancellations = Cancellations(
             settings, lambda run_id: self._call(self._attempts.stop, run_id, None, "taken")
         )
-        self._sweeper = Sweeper(settings, self._doorbell, self._herald, self._holds)
+        self._sweeper = Sweeper(settings, self._doorbell, self._herald, self._policy)
         self._stuck = StuckWork(settings.drain_timeout, on_replace)
         self._slots: Slots
         self._quarantine: Quarantine
@@ -126,7 +127,7 @@ class Runtime:
     async def _begin(self) -> None:
         versions = await self._announce()
         self._slots = Slots(self._limit)
-        self._quarantine = Quarantine(self._settings, self._database, self._herald, self._holds)
+        self._quarantine = Quarantine(self._settings, self._database, self._herald, self._policy)
         self._executor = Executor(
             self._settings,
             self._registry,
@@ -230,8 +231,9 @@ class Runtime:
         self._attempts.stop_all("cut off")
         self._database.break_off()
 
-    def _holds(self, graph: str) -> bool:
-        return graph in self._registry.names and self._registry.policy(graph).on_dead_letter == "hold"
+    def _policy(self, graph: str) -> GraphPolicy:
+        """The graph's, or where it is not served here, that of one for which nobody has decided anything."""
+        return self._registry.policy(graph) if graph in self._registry.names else GraphPolicy()
 
     async def _announce(self) -> dict[str, str]:
         """Writes what this process serves into the ledger, and returns the graphs' versions.
@@ -261,6 +263,7 @@ def _announcement(graph: GraphDescription) -> Plan[None]:
             "topology_hash": graph.topology_hash,
             "input_schema": graph.input_schema,
             "channels": list(graph.channels),
+            "nodes": list(graph.nodes),
             "policy": graph.policy.model_dump(mode="json"),
         },
     )

@@ -34,13 +34,16 @@ from threadmill.core.transitions import (
     CANCELLED_CHANNEL,
     DOORBELL_CHANNEL,
     expired_runs,
+    lanes_held_too_long,
+    rejected_runs,
     ring_again,
     runs_without_worker,
     strike_off_silent,
 )
+from threadmill.workers.burial import Policies
 from threadmill.workers.herald import Herald
 from threadmill.workers.patience import impatiently
-from threadmill.workers.rescue import Holds, expire_run, rescue
+from threadmill.workers.rescue import expire_run, free_lane, reject_run, rescue
 from threadmill.workers.retention import Retention
 
 # No more bells are rung while this many wait unheard, so that a backlog is not rung for again and again.
@@ -65,12 +68,12 @@ _log = structlog.get_logger("threadmill.sweeper")
 class Sweeper:
     """Sweeps while this process leads, in a thread and a connection of its own."""
 
-    def __init__(self, settings: Settings, doorbell: Doorbell, herald: Herald, holds: Holds) -> None:
-        """holds: whether a graph's dead letters hold their lanes."""
+    def __init__(self, settings: Settings, doorbell: Doorbell, herald: Herald, policies: Policies) -> None:
+        """policies: of the graphs whose runs it ends."""
         self._settings = settings
         self._doorbell = doorbell
         self._herald = herald
-        self._holds = holds
+        self._policies = policies
         self._stopping = threading.Event()
         self._retention = Retention(settings)
         self._connection: psycopg.Connection[DictRow] | None = None
@@ -155,6 +158,8 @@ class Sweeper:
         # Not first: what is sent to a Postgres that is frozen is done the moment it thaws.
         if time.monotonic() - self._answered_since > self._settings.heartbeat_timeout:
             self._rescue(connection)
+        self._reject(connection)
+        self._free_lanes(connection)
         self._ring_again(connection)
         with self._asking():
             self._retention.work(connection)
@@ -177,7 +182,9 @@ class Sweeper:
         rescued = 0
         for run in runs:
             cause = "heartbeat stale" if run["worker_id"] in self._silent else "worker gone"
-            rescued += self._carry_out(connection, run, rescue(run, cause, self._holds))
+            rescued += self._carry_out(
+                connection, run, rescue(self._settings, run, cause, self._policies(run["graph"]))
+            )
         if rescued:
             _log.warning("sweeper.rescued", runs=rescued)
 
@@ -200,9 +207,30 @@ class Sweeper:
     def _expire(self, connection: psycopg.Connection[DictRow]) -> None:
         with self._asking():
             (runs,) = send_unpipelined(connection, Batch([Step(expired_runs(), {"limit": BATCH})]))
-        expired = sum(self._carry_out(connection, run, expire_run(run, self._holds)) for run in runs)
+        expired = sum(
+            self._carry_out(connection, run, expire_run(self._settings, run, self._policies(run["graph"])))
+            for run in runs
+        )
         if expired:
             _log.warning("sweeper.expired", runs=expired)
+
+    def _reject(self, connection: psycopg.Connection[DictRow]) -> None:
+        """Ends what has waited behind an open breaker for longer than its graph allows."""
+        with self._asking():
+            (runs,) = send_unpipelined(connection, Batch([Step(rejected_runs(), {"limit": BATCH})]))
+        rejected = sum(
+            self._carry_out(connection, run, reject_run(self._settings, run, self._policies(run["graph"])))
+            for run in runs
+        )
+        if rejected:
+            _log.warning("sweeper.rejected", runs=rejected)
+
+    def _free_lanes(self, connection: psycopg.Connection[DictRow]) -> None:
+        with self._asking():
+            (lanes,) = send_unpipelined(connection, Batch([Step(lanes_held_too_long(), {"limit": BATCH})]))
+        for lane in lanes:
+            if self._carry_out(connection, lane, free_lane(lane)):
+                _log.warning("sweeper.freed_lane", dead_letter=str(lane["letter_id"]), tenant=lane["tenant"])
 
     def _carry_out(
         self, connection: psycopg.Connection[DictRow], run: Row, plan: Plan[tuple[bool, Bell | None]]

@@ -19,8 +19,10 @@ from threadmill.core.database import check_revision, connect
 from threadmill.core.logs import configure_logs
 from threadmill.core.settings import Settings
 from threadmill.graphs import Registry
+from threadmill.workers.consumer import Consumer
 from threadmill.workers.pool import AsyncioPool
 from threadmill.workers.tasks import create_worker_app
+from threadmill.workers.undeliverable import UndeliverableMessages
 
 _log = structlog.get_logger("threadmill.worker")
 
@@ -65,7 +67,9 @@ def run_worker(settings: Settings, pool: PoolName = "asyncio") -> int:
 
     worker_ready.connect(ready, weak=False)
     _take_signals(worker)
+    Consumer.undeliverable = UndeliverableMessages(settings)
     worker.start()
+    Consumer.undeliverable.close()
     if replaced.is_set():
         _log.warning("worker.replaces_itself")
         _flush()

@@ -69,12 +69,15 @@ def trip() -> Executable:
                 else_=BREAKERS.c.graphs + new.excluded.graphs,
             ),
             "open_until": case((opens, until), else_=BREAKERS.c.open_until),
-            "opened_at": case((opens, func.now()), else_=BREAKERS.c.opened_at),
+            # Opened anew by a trial that failed, it has been open since the first time.
+            "opened_at": case(
+                (opens, func.coalesce(BREAKERS.c.opened_at, func.now())), else_=BREAKERS.c.opened_at
+            ),
             "reason": new.excluded.reason,
         },
     ).returning(
         BREAKERS.c.failures,
-        func.coalesce(BREAKERS.c.opened_at == func.now(), false()).label("opened"),
+        func.coalesce(BREAKERS.c.open_until == until, false()).label("opened"),
     )
 
 

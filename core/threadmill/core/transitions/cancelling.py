@@ -29,12 +29,13 @@ from threadmill.core.transitions.enqueue import RUN_COLUMNS
 from threadmill.core.transitions.lane import (
     attempt_record,
     bells,
+    free_lane,
     next_of,
     ring_for,
     status_after,
     update_thread,
 )
-from threadmill.core.transitions.terms import LETTERS, RUNS, THREADS, is_unfinished, word
+from threadmill.core.transitions.terms import LETTERS, RUNS, THREADS, is_unfinished, stands, word
 
 _NOWHERE = literal_column("'{}'::text[]", ARRAY(Text))
 
@@ -58,9 +59,9 @@ def cancel() -> Executable:
         .with_for_update()
         .cte("before")
     )
-    ended, attempt, discarded = _end(before)
+    ended, *records = _end(before)
     following = next_of(ended)
-    lane = _lane_after(ended, discarded)
+    lane = _lane_after(ended, records[1])
     thread = update_thread(
         ended,
         status=status_after(
@@ -72,7 +73,7 @@ def cancel() -> Executable:
         ),
         **lane,
     )
-    return bells(thread, attempt, discarded, rung=ring_for(following), ended=ended)
+    return bells(thread, *records, rung=ring_for(following), ended=ended)
 
 
 @cache
@@ -114,24 +115,25 @@ def supersede() -> Executable:
         ))
         .cte("before")
     )  # fmt: skip
-    ended, attempt, discarded = _end(before)
+    ended, *records = _end(before)
     threads = (
         update(THREADS)
         .where(
             THREADS.c.tenant == tenant,
             THREADS.c.thread_id == func.any(func.array(select(ended.c.thread_id).scalar_subquery())),
         )
-        .values(**_lane_after(ended, discarded))
+        .values(**_lane_after(ended, records[1]))
         .returning(THREADS.c.thread_id)
         .cte("freed_thread")
     )
-    return select(*(ended.c[column.name] for column in RUN_COLUMNS)).add_cte(attempt, discarded, threads)
+    return select(*(ended.c[column.name] for column in RUN_COLUMNS)).add_cte(*records, threads)
 
 
-def _end(before: CTE) -> tuple[CTE, CTE, CTE]:
+def _end(before: CTE) -> tuple[CTE, CTE, CTE, CTE]:
     """Ends the runs of `before` (id, status, action, error, cause), as part of a larger statement.
 
-    Returns the ended runs, what was under way as attempts, and the dead letters that were being replayed.
+    Returns the ended runs, what was under way as attempts, the dead letters that were being replayed, and
+    the lanes that these held, which are free.
     """
     ended = (
         update(RUNS)
@@ -141,6 +143,7 @@ def _end(before: CTE) -> tuple[CTE, CTE, CTE]:
             *RUN_COLUMNS,
             RUNS.c.worker_id,
             RUNS.c.dispatched_at,
+            RUNS.c.replays,
             RUNS.c.started_at.is_not(None).label("had_begun"),
             before.c.status.label("was"),
             before.c.action,
@@ -153,16 +156,16 @@ def _end(before: CTE) -> tuple[CTE, CTE, CTE]:
     )
     discarded = (
         update(LETTERS)
-        .where(LETTERS.c.run_id == ended.c.id, LETTERS.c.status == word("replaying"))
+        .where(LETTERS.c.run_id == ended.c.id, stands(LETTERS.c.status, "replaying"))
         .values(status=word("discarded"), updated_at=func.now(), next_replay_at=null())
         .returning(LETTERS.c.id, LETTERS.c.run_id)
         .cte("discarded_letter")
     )
-    return ended, attempt, discarded
+    return ended, attempt, discarded, free_lane(discarded)
 
 
 def _lane_after(ended: CTE, discarded: CTE) -> dict[str, ColumnElement[Any]]:
-    """The columns of the ended runs' threads: a lane that was held for one of them is free.
+    """The columns of the ended runs' threads.
 
     Where a run is rolled back that had failed before, its thread stands at no node of it any more, but at
     the question that was open before, or nowhere.
@@ -190,7 +193,6 @@ def _lane_after(ended: CTE, discarded: CTE) -> dict[str, ColumnElement[Any]]:
         .correlate(THREADS)
     )
     return {
-        "held_by": case((THREADS.c.held_by.in_(select(discarded.c.id)), null()), else_=THREADS.c.held_by),
         "next_nodes": case((exists(undone), _NOWHERE), else_=THREADS.c.next_nodes),
     }
 

@@ -19,6 +19,7 @@ from sqlalchemy import (
     case,
     cast,
     column,
+    exists,
     func,
     literal,
     null,
@@ -34,6 +35,7 @@ from sqlalchemy.sql import Executable
 from threadmill.core.models import SCHEMA
 from threadmill.core.transitions.terms import (
     DOORBELL_CHANNEL,
+    HELD,
     RUNS,
     TENANT_SETTING,
     THREADS,
@@ -142,12 +144,13 @@ _NEW_RUN = (
     Column("payload_hash", Text),
     Column("multitask_strategy", Text),
     Column("durability", Text),
+    Column("on_dead_letter", Text),
     Column("trace_context", JSON),
 )
 # Those that are inserted as they came.
 _COPIED = (
     "graph", "input", "command", "config", "context", "metadata", "priority", "max_attempts",
-    "idempotency_key", "multitask_strategy", "durability", "trace_context",
+    "idempotency_key", "multitask_strategy", "durability", "on_dead_letter", "trace_context",
 )  # fmt: skip
 
 
@@ -191,7 +194,7 @@ def insert_runs() -> Executable:
     # Looked up row by row, by lateral and scalar subqueries with a limit: Postgres takes the JSON for 100
     # rows, and would rather hash the tenant's every thread and run than use an index for each.
     thread = (
-        select(THREADS.c.last_seq, THREADS.c.held_by)
+        select(THREADS.c.last_seq)
         .where(THREADS.c.tenant == tenant, THREADS.c.thread_id == new.c.thread_id)
         .limit(1)
         .lateral("thread")
@@ -210,7 +213,8 @@ def insert_runs() -> Executable:
         .scalar_subquery()
     )
     leads = and_(new.c.first, other.is_(null()))
-    rings = and_(leads, thread.c.held_by.is_(null()), run_at <= func.now())
+    held = exists(select(HELD.c.seq).where(HELD.c.tenant == tenant, HELD.c.thread_id == new.c.thread_id))
+    rings = and_(leads, ~held, run_at <= func.now())
     values = {
         "id": new.c.id,
         "tenant": tenant,

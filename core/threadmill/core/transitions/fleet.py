@@ -5,8 +5,11 @@ from __future__ import annotations
 from functools import cache
 
 from sqlalchemy import (
+    Float,
     Integer,
+    any_,
     bindparam,
+    cast,
     delete,
     func,
     insert,
@@ -21,6 +24,7 @@ from sqlalchemy.sql import Executable
 from threadmill.core.transitions.lane import BELL_COLUMNS
 from threadmill.core.transitions.terms import (
     ATTEMPTS,
+    BREAKERS,
     GRAPHS,
     RUNS,
     WORKERS,
@@ -28,7 +32,7 @@ from threadmill.core.transitions.terms import (
     earlier_unfinished,
     held_back_by_breaker,
     is_expired,
-    lane_is_free,
+    is_held,
     seconds,
     tenant_is_paused,
     word,
@@ -50,7 +54,7 @@ def ring_again() -> Executable:
             or_(RUNS.c.dispatched_at.is_(null()), RUNS.c.dispatched_at < func.now() - seconds("patience")),
             ~earlier_unfinished(RUNS),
             ~another_running(RUNS),
-            lane_is_free(),
+            ~is_held(RUNS),
             ~tenant_is_paused(),
             ~held_back_by_breaker(),
         )
@@ -67,16 +71,17 @@ def ring_again() -> Executable:
 @cache
 def announce_graph() -> Executable:
     """Says what a graph's workers serve. Parameters: name, version, topology_hash, input_schema, channels,
-    policy."""
+    nodes, policy."""
     new = upsert(GRAPHS).values(
         name=bindparam("name"),
         version=bindparam("version"),
         topology_hash=bindparam("topology_hash"),
         input_schema=bindparam("input_schema"),
         channels=bindparam("channels"),
+        nodes=bindparam("nodes"),
         policy=bindparam("policy"),
     )
-    fields = ("version", "topology_hash", "input_schema", "channels", "policy")
+    fields = ("version", "topology_hash", "input_schema", "channels", "nodes", "policy")
     return new.on_conflict_do_update(
         index_elements=[GRAPHS.c.name],
         set_={**{field: new.excluded[field] for field in fields}, "announced_at": func.now()},
@@ -134,6 +139,7 @@ _HELD_COLUMNS = (
     RUNS.c.attempt,
     RUNS.c.worker_id,
     RUNS.c.worker_losses,
+    RUNS.c.replays,
 )
 
 
@@ -161,10 +167,51 @@ def runs_without_worker() -> Executable:
 def expired_runs() -> Executable:
     """Pending runs past their deadline, with their graph's policy. Parameter: limit."""
     return (
-        select(RUNS.c.id, RUNS.c.tenant, RUNS.c.thread_id, RUNS.c.graph, RUNS.c.attempt, GRAPHS.c.policy)
+        select(*_HELD_COLUMNS, GRAPHS.c.policy)
         .join_from(RUNS, GRAPHS, GRAPHS.c.name == RUNS.c.graph, isouter=True)
         .where(RUNS.c.status == word("pending"), RUNS.c.deadline.is_not(None), is_expired())
         .order_by(RUNS.c.deadline)
+        .limit(bindparam("limit", type_=Integer))
+    )
+
+
+@cache
+def rejected_runs() -> Executable:
+    """Runs that have been due behind an open breaker for longer than their graph's `breaker_budget`.
+
+    Of each thread its next run only, and none that a dead letter holds. With the graph's policy, the
+    breaker's name as `breaker`, and how long it is open still as `open_for` (seconds). Parameter: limit.
+    """
+    budget = func.make_interval(0, 0, 0, 0, 0, 0, cast(GRAPHS.c.policy["breaker_budget"].astext, Float))
+    # Few or none, so that the pending runs are looked at only where there is one.
+    spent = (
+        select(
+            GRAPHS.c.name,
+            GRAPHS.c.policy,
+            budget.label("budget"),
+            func.min(BREAKERS.c.opened_at).label("opened_at"),
+            func.min(BREAKERS.c.name).label("breaker"),
+            cast(func.extract("epoch", func.max(BREAKERS.c.open_until) - func.now()), Float).label(
+                "open_for"
+            ),
+        )
+        .join_from(GRAPHS, BREAKERS, GRAPHS.c.name == any_(BREAKERS.c.graphs))
+        .where(BREAKERS.c.open_until > func.now(), BREAKERS.c.opened_at <= func.now() - budget)
+        .group_by(GRAPHS.c.name)
+        .cte("spent")
+    )
+    return (
+        select(*_HELD_COLUMNS, spent.c.policy, spent.c.breaker, spent.c.open_for)
+        .join_from(RUNS, spent, spent.c.name == RUNS.c.graph)
+        .where(
+            RUNS.c.status == word("pending"),
+            RUNS.c.run_at <= func.now() - spent.c.budget,
+            RUNS.c.scratch.is_(null()),  # who asked for a trial waits for it no longer than that
+            ~earlier_unfinished(RUNS),
+            ~another_running(RUNS),
+            ~is_held(RUNS),
+        )
+        .order_by(RUNS.c.run_at)
         .limit(bindparam("limit", type_=Integer))
     )
 

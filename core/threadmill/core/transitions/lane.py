@@ -9,11 +9,15 @@ from typing import Any
 from sqlalchemy import (
     CTE,
     ColumnElement,
+    and_,
     bindparam,
     case,
+    delete,
     exists,
+    false,
     func,
     insert,
+    or_,
     select,
     true,
     update,
@@ -22,6 +26,7 @@ from sqlalchemy.sql import Executable
 
 from threadmill.core.transitions.terms import (
     ATTEMPTS,
+    HELD,
     RUNS,
     THREADS,
     is_unfinished,
@@ -44,11 +49,25 @@ def lock_thread() -> Executable:
     )
 
 
-def next_of(ended: CTE) -> CTE:
-    """The thread's next run, whether due or not."""
+def next_of(ended: CTE, *, holds: ColumnElement[bool] | None = None) -> CTE:
+    """The thread's next run, whether due or not, and whether a dead letter holds it.
+
+    What held the lane for the ended run itself does so no more, unless `holds`: then its dead letter does.
+    """
+    own = false() if holds is None else and_(holds, ended.c.seq < RUNS.c.seq)
+    others = exists(
+        select(HELD.c.seq)
+        .where(
+            HELD.c.tenant == RUNS.c.tenant,
+            HELD.c.thread_id == RUNS.c.thread_id,
+            HELD.c.seq < RUNS.c.seq,
+            HELD.c.seq != ended.c.seq,
+        )
+        .correlate(RUNS, ended)
+    )
     # Lateral: from a plain join the planner may make a reading of the whole index of unfinished runs.
     head = (
-        select(RUNS.c.id, RUNS.c.run_at)
+        select(RUNS.c.id, RUNS.c.run_at, or_(own, others).label("held"))
         .where(
             RUNS.c.tenant == ended.c.tenant,
             RUNS.c.thread_id == ended.c.thread_id,
@@ -59,15 +78,25 @@ def next_of(ended: CTE) -> CTE:
         .limit(1)
         .lateral("head")
     )
-    return select(head.c.id, head.c.run_at).select_from(ended.join(head, true())).cte("following")
+    return (
+        select(head.c.id, head.c.run_at, head.c.held).select_from(ended.join(head, true())).cte("following")
+    )
 
 
-def ring_for(following: CTE, *, unless: ColumnElement[bool] | None = None) -> CTE:
-    """Marks the next run as rung for, if it is due, so that the caller rings."""
-    due = [RUNS.c.id == following.c.id, stands(RUNS.c.status, "pending"), following.c.run_at <= func.now()]
-    if unless is not None:
-        due.append(~unless)
-    return update(RUNS).where(*due).values(dispatched_at=func.now()).returning(*BELL_COLUMNS).cte("rung")
+def ring_for(following: CTE) -> CTE:
+    """Marks the next run as rung for, if it is due and nothing holds it, so that the caller rings."""
+    return (
+        update(RUNS)
+        .where(
+            RUNS.c.id == following.c.id,
+            ~following.c.held,
+            stands(RUNS.c.status, "pending"),
+            following.c.run_at <= func.now(),
+        )
+        .values(dispatched_at=func.now())
+        .returning(*BELL_COLUMNS)
+        .cte("rung")
+    )
 
 
 def bells(*extra: CTE, rung: CTE, ended: CTE) -> Executable:
@@ -94,8 +123,22 @@ def update_thread(ended: CTE, **values: Any) -> CTE:
 
 
 def status_after(following: CTE, status: ColumnElement[str]) -> ColumnElement[str]:
-    """busy while the thread has another run to do, else what its last run left it in."""
-    return case((exists(select(following.c.id)), word("busy")), else_=status)
+    """busy while the thread has another run to do, error while that is held, else what its last run left."""
+    return case(
+        (exists(select(following.c.id).where(~following.c.held)), word("busy")),
+        (exists(select(following.c.id)), word("error")),
+        else_=status,
+    )
+
+
+def free_lane(closed: CTE) -> CTE:
+    """Lets go on what the closed dead letters held. closed: with the letter's `id`."""
+    return (
+        delete(HELD)
+        .where(HELD.c.letter_id.in_(select(closed.c.id)))
+        .returning(HELD.c.letter_id)
+        .cte("freed_lane")
+    )
 
 
 def attempt_record(
@@ -115,6 +158,7 @@ def attempt_record(
         "tenant": ended.c.tenant,
         "worker_id": ended.c.worker_id,
         "started_at": ended.c.dispatched_at,
+        "replay": ended.c.replays,
         "outcome": word(outcome),
         **fields,
     }

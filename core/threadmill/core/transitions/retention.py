@@ -1,4 +1,4 @@
-"""What the leader removes when its time is over: outputs, runs with their records, checkpoints."""
+"""What the leader removes when its time is over: outputs, dead letters, runs, checkpoints."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from sqlalchemy import (
     Float,
     Integer,
     Text,
+    any_,
     bindparam,
     cast,
     delete,
@@ -22,11 +23,21 @@ from sqlalchemy import (
     true,
     update,
 )
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.sql import Executable
 
 from threadmill.core.models import SCHEMA
-from threadmill.core.transitions.rollback import REMOVAL
-from threadmill.core.transitions.terms import GRAPHS, LETTERS, RUNS, TENANT_SETTING, THREADS, seconds, word
+from threadmill.core.transitions.rollback import IS_LIVE, LIVE, REMOVAL
+from threadmill.core.transitions.terms import (
+    GRAPHS,
+    GROUPS,
+    LETTERS,
+    RUNS,
+    TENANT_SETTING,
+    THREADS,
+    seconds,
+    word,
+)
 
 _CHECKPOINT_TTL = cast(GRAPHS.c.policy["checkpoint_ttl"].astext, Float)
 
@@ -67,10 +78,11 @@ def _seen(*where: ColumnElement[bool]) -> CTE:
 
 @cache
 def remove_runs() -> Executable:
-    """Removes runs past their time, with their attempts and their closed dead letters.
+    """Removes runs past their time, with their attempts.
 
-    A run with an open dead letter stays. Returns `seen_to`, from where to go on (null: nothing is left), and
-    the threads of those removed whose graph's checkpoints are to be pruned, each with `ttl`.
+    A run stays as long as it has a dead letter, which shows its input and may bring it back. Returns
+    `seen_to`, from where to go on (null: nothing is left), and the threads of those removed whose graph's
+    checkpoints are to be pruned, each with `ttl`.
     Parameters: after, ttl, limit (how many are looked at).
     """
     seen = _seen()
@@ -79,12 +91,7 @@ def remove_runs() -> Executable:
         .where(
             RUNS.c.id == func.any(func.array(select(seen.c.id).scalar_subquery())),
             RUNS.c.finished_at.is_not(None),
-            ~exists(
-                select(LETTERS.c.id).where(
-                    LETTERS.c.run_id == RUNS.c.id,
-                    LETTERS.c.status.not_in([word("resolved"), word("discarded")]),
-                )
-            ),
+            ~exists(select(LETTERS.c.id).where(LETTERS.c.run_id == RUNS.c.id)),
         )
         .with_for_update(skip_locked=True)
         .cte("removable")
@@ -104,6 +111,76 @@ def remove_runs() -> Executable:
     )
     progress = select(func.max(seen.c.finished_at).label("seen_to")).subquery("progress")
     return select(progress, threads).select_from(progress.outerjoin(threads, true())).add_cte(removed)
+
+
+@cache
+def remove_letters() -> Executable:
+    """Removes dead letters that were closed some time ago, with what is recorded of them.
+
+    Open ones stay, and parked ones too. Returns their ids. Parameters: ttl (seconds), limit.
+    """
+    old = (
+        select(LETTERS.c.id)
+        .where(
+            LETTERS.c.status.in_([word("resolved"), word("discarded")]),
+            LETTERS.c.updated_at < func.now() - seconds("ttl"),
+        )
+        .order_by(LETTERS.c.updated_at)
+        .limit(bindparam("limit", type_=Integer))
+        .with_for_update(skip_locked=True)
+        .cte("old")
+    )
+    return (
+        delete(LETTERS)
+        .where(LETTERS.c.id == func.any(func.array(select(old.c.id).scalar_subquery())))
+        .returning(LETTERS.c.id)
+    )
+
+
+def _is_empty() -> ColumnElement[bool]:
+    # A subquery of one row, so that each group is one look at the index: as `not exists` it would be a join,
+    # for which the planner may read the whole index of dead letters.
+    letter = select(LETTERS.c.id).where(LETTERS.c.fingerprint == GROUPS.c.fingerprint).limit(1)
+    return letter.scalar_subquery().is_(null())
+
+
+@cache
+def empty_groups() -> Executable:
+    """The next groups that have no dead letter any more.
+
+    Returns `seen_to` beside each fingerprint, from where to go on; one row without a fingerprint where none
+    is empty, and with a null where nothing is left.
+    Parameters: after (a fingerprint), limit (how many are looked at).
+    """
+    seen = (
+        select(GROUPS.c.fingerprint, _is_empty().label("is_empty"))
+        .where(GROUPS.c.fingerprint > bindparam("after", type_=Text))
+        .order_by(GROUPS.c.fingerprint)
+        .limit(bindparam("limit", type_=Integer))
+        .cte("seen")
+    )
+    empty = select(seen.c.fingerprint).where(seen.c.is_empty).subquery("empty")
+    progress = select(func.max(seen.c.fingerprint).label("seen_to")).subquery("progress")
+    return select(progress, empty).select_from(progress.outerjoin(empty, true()))
+
+
+@cache
+def hold_groups() -> Executable:
+    """Waits until nobody is about to put a dead letter into a group, and lets nobody begin.
+
+    Who buries a run finds its group there and locks nothing, so the group's removal could miss the letter.
+    """
+    return text(f"lock table {SCHEMA}.replay_groups in share row exclusive mode")
+
+
+@cache
+def remove_groups() -> Executable:
+    """Removes those of the groups that are empty still. After `hold_groups`. Parameter: fingerprints."""
+    return (
+        delete(GROUPS)
+        .where(GROUPS.c.fingerprint == any_(bindparam("fingerprints", type_=ARRAY(Text))), _is_empty())
+        .returning(GROUPS.c.fingerprint)
+    )
 
 
 @cache
@@ -168,6 +245,9 @@ def hold_thread() -> Executable:
 # its older checkpoints too: a DeltaChannel's, or pending sends as LangGraph kept them before version 4.
 # A subgraph call's namespace holds a colon and goes with the root checkpoint from which the call started.
 # A subgraph with a checkpointer of its own outlives its calls, and is kept like the root.
+# Needed are the newest that is live, from which the next run goes on (where the thread's last run has failed
+# for good it is not the newest of all), and what a dead letter, discarded but not yet removed, stands upon:
+# it can be restored.
 _PRUNE = f"""
     with own as materialized (
         select id, status, graph, finished_at from {SCHEMA}.runs
@@ -202,14 +282,27 @@ _PRUNE = f"""
         select own.id::text as name from own, idle
         where own.finished_at > now() - make_interval(secs => idle.ttl)
     ),
-    latest as materialized (
-        select checkpoint_ns, max(checkpoint_id) as checkpoint_id from {SCHEMA}.checkpoints
-        where thread_id = :key and exists (select from idle) group by checkpoint_ns
+    {LIVE},
+    needed as materialized (
+        select checkpoint_ns, max(checkpoint_id) as checkpoint_id from {SCHEMA}.checkpoints, live
+        where checkpoints.thread_id = :key and exists (select from idle) and {IS_LIVE}
+        group by checkpoint_ns
+        union all
+        select checkpoint_ns, max(checkpoint_id) from {SCHEMA}.checkpoints
+        where thread_id = :key and exists (select from idle)
+            and checkpoint_ns <> '' and position(':' in checkpoint_ns) = 0
+        group by checkpoint_ns
+        union all
+        select '', unnest(array[letter.base_checkpoint_id, letter.checkpoint_id])
+        from own join {SCHEMA}.dead_letters as letter on letter.run_id = own.id
+        where own.status in ('error', 'timeout', 'interrupted') and letter.status = 'discarded'
     ),
     old as materialized (
         select checkpoint_ns, checkpoint_id from {SCHEMA}.checkpoints
         where thread_id = :key and exists (select from idle) and position(':' in checkpoint_ns) = 0
-            and (checkpoint_ns, checkpoint_id) not in (select checkpoint_ns, checkpoint_id from latest)
+            and (checkpoint_ns, checkpoint_id) not in (
+                select checkpoint_ns, checkpoint_id from needed where checkpoint_id is not null
+            )
             and (metadata ->> 'run_id' in (select name from recent)) is not true
     ),
     old_calls as materialized (
@@ -241,7 +334,7 @@ _PRUNE = f"""
 
 @cache
 def prune_thread() -> Executable:
-    """Removes a thread's checkpoints but the latest ones and those of runs that finished lately.
+    """Removes a thread's checkpoints but the latest live ones and those of runs that finished lately.
 
     What is lately its graph's policy says; of several graphs' the most patient one, and where one of them
     keeps all, all is kept. After `bind_retention` and `hold_thread`. Returns `pruned`, how many.

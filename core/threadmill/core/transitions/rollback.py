@@ -24,6 +24,18 @@ _TAKEN_BACK = f"""
     )
 """  # noqa: S608 - the schema's name is a constant
 
+# Which checkpoints are of effect on the thread's next run: those of a run that failed for good are not.
+LIVE = f"""
+    live as materialized (
+        select base_checkpoint_id, dead_until from {SCHEMA}.threads
+        where tenant = :tenant and thread_id = :thread_id
+    )
+"""  # noqa: S608 - the schema's name is a constant
+IS_LIVE = """(
+    live.dead_until is null or checkpoint_id > live.dead_until
+    or checkpoint_id <= live.base_checkpoint_id
+) is true"""
+
 # Everything of the checkpoints that `gone` names (checkpoint_ns, checkpoint_id): themselves, the writes
 # beside them, and the blobs to which no other checkpoint refers. All parts see the tables as they were
 # before. Where a thread's rows are compared to a set that may be large, it is by `not in` or `in … is true`,
@@ -59,7 +71,8 @@ REMOVAL = f"""
 """  # noqa: S608 - the schema's name is a constant
 
 # What later runs have built upon stays: the checkpoints from which theirs descend, and the writes that led
-# there. (A run has later ones when it failed, the thread went on, and it was being replayed.)
+# there. (A run has later ones when it failed, the thread went on, and it was being replayed.) What is dead
+# was led on to by nothing that stays.
 _ROLL_BACK = f"""
     with {_TAKEN_BACK},
     mine as materialized (
@@ -82,9 +95,11 @@ _ROLL_BACK = f"""
         where built_upon.checkpoint_id is null or mine.checkpoint_id > built_upon.checkpoint_id
     ),
     {REMOVAL},
+    {LIVE},
     led_on as materialized (
-        select checkpoint_ns, parent_checkpoint_id as checkpoint_id from {SCHEMA}.checkpoints
-        where thread_id = :key and exists (select from taken_back) and parent_checkpoint_id is not null
+        select checkpoint_ns, parent_checkpoint_id as checkpoint_id from {SCHEMA}.checkpoints, live
+        where checkpoints.thread_id = :key and exists (select from taken_back)
+            and parent_checkpoint_id is not null and {IS_LIVE}
             and (checkpoint_ns, checkpoint_id) not in (select checkpoint_ns, checkpoint_id from gone)
     ),
     left_beside as materialized (
@@ -113,9 +128,11 @@ _ROLL_BACK = f"""
 """  # noqa: S608 - the schema's name is a constant
 
 _FORGET_QUESTION = f"""
-    with head as (
-        select checkpoint_id, metadata ->> 'run_id' as run_id from {SCHEMA}.checkpoints
-        where thread_id = :key and checkpoint_ns = '' order by checkpoint_id desc limit 1
+    with {LIVE},
+    head as (
+        select checkpoint_id, metadata ->> 'run_id' as run_id from {SCHEMA}.checkpoints, live
+        where checkpoints.thread_id = :key and checkpoint_ns = '' and {IS_LIVE}
+        order by checkpoint_id desc limit 1
     ),
     wrote as (
         select run_id from head

@@ -1,4 +1,4 @@
-"""What happens to a run: claim, succeed, requeue, bury, expire."""
+"""What happens to a run: claim, succeed, requeue, bury, expire, reject."""
 
 from __future__ import annotations
 
@@ -18,26 +18,34 @@ from sqlalchemy import (
     cast,
     exists,
     func,
+    insert,
     null,
     or_,
     select,
+    true,
     update,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, JSON, UUID
+from sqlalchemy.dialects.postgresql import ARRAY, JSON, JSONB, UUID
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.sql import Executable
+from sqlalchemy.types import TypeEngine
 
 from threadmill.core.transitions.breaking import close_breakers
 from threadmill.core.transitions.lane import (
     BELL_COLUMNS,
     attempt_record,
     bells,
+    free_lane,
     next_of,
     ring_for,
     status_after,
     update_thread,
 )
 from threadmill.core.transitions.terms import (
+    ACTIONS,
+    GRAPHS,
+    GROUPS,
+    HELD,
     LETTERS,
     RUNS,
     THREADS,
@@ -46,7 +54,7 @@ from threadmill.core.transitions.terms import (
     earlier_unfinished,
     held_back_by_breaker,
     is_expired,
-    lane_is_free,
+    is_held,
     runs_alone,
     seconds,
     stands,
@@ -59,8 +67,9 @@ from threadmill.core.transitions.terms import (
 def claim() -> Executable:
     """pending → running: gives the run to one attempt of one worker, after `lock_thread`.
 
-    Returns the run's row, with `seconds_left` until its deadline; none where it is not due, past its
-    deadline, not at its thread's head, held back by a dead letter or a breaker, or its tenant is paused;
+    Returns the run's row, with `seconds_left` until its deadline, and which of the thread's checkpoints are
+    of no effect (base_checkpoint_id, dead_until); none where it is not due, past its deadline, not at its
+    thread's head, held back by a dead letter or a breaker, or its tenant is paused;
     where it is to run alone and this worker is not the place for that; and where the worker was struck off.
     Parameters: run_id, tenant, thread_id, worker_id, graph_version, alone (a boolean).
     """
@@ -70,11 +79,13 @@ def claim() -> Executable:
             RUNS.c.id == bindparam("run_id"),
             RUNS.c.tenant == bindparam("tenant"),
             RUNS.c.thread_id == bindparam("thread_id"),
+            THREADS.c.tenant == bindparam("tenant"),
+            THREADS.c.thread_id == bindparam("thread_id"),
             stands(RUNS.c.status, "pending"),
             RUNS.c.run_at <= func.now(),
             ~earlier_unfinished(RUNS),
             ~another_running(RUNS),
-            lane_is_free(),
+            ~is_held(RUNS),
             ~tenant_is_paused(),
             ~held_back_by_breaker(),
             ~is_expired(),
@@ -107,6 +118,12 @@ def claim() -> Executable:
             RUNS.c.context,
             RUNS.c.metadata,
             RUNS.c.durability,
+            RUNS.c.replays,
+            RUNS.c.replay_mode,
+            RUNS.c.state_patch,
+            RUNS.c.scratch,
+            THREADS.c.base_checkpoint_id,
+            THREADS.c.dead_until,
             cast(func.extract("epoch", RUNS.c.deadline - func.now()), Float).label("seconds_left"),
         )
     )
@@ -139,13 +156,13 @@ def succeed() -> Executable:
             error=null(),
             checkpoint_id=bindparam("checkpoint_id", type_=Text),
         )
-        .returning(RUNS.c.id, RUNS.c.tenant, RUNS.c.thread_id, RUNS.c.graph)
+        .returning(RUNS.c.id, RUNS.c.tenant, RUNS.c.thread_id, RUNS.c.seq, RUNS.c.graph, RUNS.c.replay_mode)
         .cte("ended")
     )
     following = next_of(ended)
     resolved = (
         update(LETTERS)
-        .where(LETTERS.c.run_id == ended.c.id, LETTERS.c.status == word("replaying"))
+        .where(LETTERS.c.run_id == ended.c.id, stands(LETTERS.c.status, "replaying"))
         .values(status=word("resolved"), updated_at=func.now(), next_replay_at=null())
         .returning(LETTERS.c.id)
         .cte("resolved_letter")
@@ -155,9 +172,19 @@ def succeed() -> Executable:
         status=status_after(following, bindparam("thread_status", type_=Text)),
         interrupts=bindparam("interrupts", type_=JSON(none_as_null=True)),
         next_nodes=bindparam("next_nodes", type_=ARRAY(Text)),
-        held_by=case((THREADS.c.held_by.in_(select(resolved.c.id)), null()), else_=THREADS.c.held_by),
+        **_revived(ended),
     )
-    return bells(thread, resolved, close_breakers(ended), rung=ring_for(following), ended=ended)
+    return bells(
+        thread, resolved, free_lane(resolved), close_breakers(ended), rung=ring_for(following), ended=ended
+    )
+
+
+def _revived(ended: CTE) -> dict[str, ColumnElement[Any]]:
+    """The columns of the thread: a run that was resumed has built on what it had written when it failed."""
+    resumed = ended.c.replay_mode == word("resume")
+    return {
+        name: case((resumed, null()), else_=THREADS.c[name]) for name in ("base_checkpoint_id", "dead_until")
+    }
 
 
 @cache
@@ -171,7 +198,14 @@ def requeue(outcome: str) -> Executable:
     node, checkpoint_id, exception_type, message, traceback.
     """
     held = (
-        select(RUNS.c.id, RUNS.c.tenant, RUNS.c.attempt, RUNS.c.worker_id, RUNS.c.dispatched_at)
+        select(
+            RUNS.c.id,
+            RUNS.c.tenant,
+            RUNS.c.attempt,
+            RUNS.c.replays,
+            RUNS.c.worker_id,
+            RUNS.c.dispatched_at,
+        )
         .where(_held_run())
         .with_for_update()
         .cte("held")
@@ -209,15 +243,49 @@ def _attempt_record(ended: CTE, outcome: str) -> CTE:
     )
 
 
-def _letter(ended: CTE, fields: dict[str, Any]) -> CTE:
-    """The ended run's dead letter: a new one, or its own again, which then waits without a time."""
+# What a dead letter records, beside what is its run's own.
+_RECORDED: dict[str, TypeEngine[Any]] = {
+    "reason": Text(),
+    "error": JSON(),
+    "exception_type": Text(),
+    "exceptions": JSONB(),
+    "traceback": Text(),
+    "node": Text(),
+    "task": Text(),
+    "next_nodes": ARRAY(Text),
+    "checkpoint_id": Text(),
+    "fingerprint": Text(),
+    "versions": JSONB(),
+}
+
+
+def _letter(ended: CTE) -> CTE:
+    """The ended run's dead letter: a new one, or its own again.
+
+    It waits until `replay_in` seconds have passed, or (null) for a person; or it is parked.
+    """
+    parked = cast(bindparam("parked"), Boolean)
+    topology_hash = (
+        select(GRAPHS.c.topology_hash)
+        .where(GRAPHS.c.name == ended.c.graph, GRAPHS.c.version == ended.c.graph_version)
+        .scalar_subquery()
+    )
+    fields: dict[str, ColumnElement[Any]] = {
+        **{name: bindparam(name, type_=type_) for name, type_ in _RECORDED.items()},
+        "graph_version": ended.c.graph_version,
+        "topology_hash": topology_hash,
+        "replays": ended.c.replays,
+        "status": case((parked, word("parked")), else_=word("waiting")),
+        "next_replay_at": case((~parked, func.now() + seconds("replay_in"))),
+    }
     new = upsert(LETTERS).from_select(
-        ["id", "run_id", "tenant", "thread_id", "graph", *fields],
+        ["id", "run_id", "tenant", "thread_id", "seq", "graph", *fields],
         select(
             bindparam("letter_id", type_=UUID(as_uuid=True)),
             ended.c.id,
             ended.c.tenant,
             ended.c.thread_id,
+            ended.c.seq,
             ended.c.graph,
             *fields.values(),
         ),
@@ -225,14 +293,9 @@ def _letter(ended: CTE, fields: dict[str, Any]) -> CTE:
     return (
         new.on_conflict_do_update(
             index_elements=[LETTERS.c.run_id],
-            set_={
-                **{name: new.excluded[name] for name in fields},
-                "status": word("waiting"),
-                "next_replay_at": null(),
-                "updated_at": func.now(),
-            },
+            set_={**{name: new.excluded[name] for name in fields}, "updated_at": func.now()},
         )
-        .returning(LETTERS.c.id)
+        .returning(LETTERS.c.id, LETTERS.c.tenant, LETTERS.c.thread_id, LETTERS.c.seq, LETTERS.c.graph)
         .cte("letter")
     )
 
@@ -241,11 +304,13 @@ def _letter(ended: CTE, fields: dict[str, Any]) -> CTE:
 def bury(status: str = "error", outcome: str = "failed") -> Executable:
     """running → error | timeout: the run's end, its attempt's record and its dead letter, all or nothing.
 
-    After `lock_thread`. A replayed run's own dead letter goes back to waiting. With `hold`, the thread's
-    later runs wait for the dead letter. No row: the lease is lost and nothing was written.
-    Parameters: run_id, attempt, letter_id, reason, error, cause, node, checkpoint_id, exception_type,
-    message, traceback, fingerprint, next_nodes (None leaves the thread's), spent and lost (0 or 1: what the
-    attempt cost), hold (a boolean).
+    After `lock_thread`, before `set_aside`. A replayed run's own dead letter goes back to waiting. With
+    `hold`, unless the run says otherwise, the thread's later runs wait for the dead letter. No row: the lease
+    is lost and nothing was written.
+    Parameters: run_id, attempt, letter_id, the record (reason, error, exception_type, exceptions, traceback,
+    node, task, next_nodes, checkpoint_id, fingerprint, versions), cause, message, spent and
+    lost (0 or 1: what the attempt cost), replay_in (seconds; None: it waits for a person), parked and hold
+    (booleans) and hold_timeout (seconds; None: until the dead letter is closed).
     """
     ended = _ended_badly(
         _held_run(),
@@ -260,18 +325,26 @@ def bury(status: str = "error", outcome: str = "failed") -> Executable:
 def expire() -> Executable:
     """pending → timeout: the deadline passed before the run was claimed again. After `lock_thread`.
 
-    Parameters: those of `bury` but cause, exception_type, message, spent and lost. No row: it is not pending.
+    Parameters: those of `bury` but cause, message, spent and lost. No row: it is not pending.
     """
-    ended = _ended_badly(
-        and_(
-            RUNS.c.id == bindparam("run_id"),
-            RUNS.c.attempt == bindparam("attempt", type_=Integer),
-            stands(RUNS.c.status, "pending"),
-            is_expired(),
-        ),
-        "timeout",
+    return _buried(_ended_badly(and_(_pending_run(), is_expired()), "timeout"))
+
+
+@cache
+def reject() -> Executable:
+    """pending → error: a breaker has held the run back for longer than its graph allows. After `lock_thread`.
+
+    Parameters: those of `expire`. No row: it is not pending, or no longer held back.
+    """
+    return _buried(_ended_badly(and_(_pending_run(), held_back_by_breaker()), "error"))
+
+
+def _pending_run() -> ColumnElement[bool]:
+    return and_(
+        RUNS.c.id == bindparam("run_id"),
+        RUNS.c.attempt == bindparam("attempt", type_=Integer),
+        stands(RUNS.c.status, "pending"),
     )
-    return _buried(ended)
 
 
 def _ended_badly(where: ColumnElement[bool], status: str, **values: Any) -> CTE:
@@ -289,7 +362,11 @@ def _ended_badly(where: ColumnElement[bool], status: str, **values: Any) -> CTE:
             RUNS.c.id,
             RUNS.c.tenant,
             RUNS.c.thread_id,
+            RUNS.c.seq,
             RUNS.c.graph,
+            RUNS.c.graph_version,
+            RUNS.c.on_dead_letter,
+            RUNS.c.replays,
             RUNS.c.attempt,
             RUNS.c.worker_id,
             RUNS.c.dispatched_at,
@@ -300,21 +377,56 @@ def _ended_badly(where: ColumnElement[bool], status: str, **values: Any) -> CTE:
 
 def _buried(ended: CTE, *records: CTE) -> Executable:
     """The dead letter of a run that has ended, and what becomes of its thread."""
-    hold = cast(bindparam("hold"), Boolean)
-    fields = {
-        "reason": bindparam("reason", type_=Text),
-        "error": bindparam("error", type_=JSON),
-        "traceback": bindparam("traceback", type_=Text),
-        "node": bindparam("node", type_=Text),
-        "checkpoint_id": bindparam("checkpoint_id", type_=Text),
-        "fingerprint": bindparam("fingerprint", type_=Text),
-    }
-    letter = _letter(ended, fields)
-    following = next_of(ended)
+    hold = case(
+        (ended.c.on_dead_letter.is_(null()), cast(bindparam("hold"), Boolean)),
+        else_=ended.c.on_dead_letter == word("hold"),
+    )
+    letter = _letter(ended)
+    group = (
+        upsert(GROUPS)
+        .from_select(
+            ["fingerprint", "graph"],
+            select(bindparam("fingerprint", type_=Text), letter.c.graph),
+        )
+        .on_conflict_do_nothing()
+        .returning(GROUPS.c.fingerprint)
+        .cte("replay_group")
+    )
+    lane = upsert(HELD).from_select(
+        ["tenant", "thread_id", "seq", "letter_id", "until"],
+        select(
+            letter.c.tenant,
+            letter.c.thread_id,
+            letter.c.seq,
+            letter.c.id,
+            func.now() + seconds("hold_timeout"),
+        )
+        .select_from(letter.join(ended, true()))
+        .where(hold),
+    )
+    held = lane.on_conflict_do_nothing().returning(HELD.c.letter_id).cte("held_lane")
+    following = next_of(ended, holds=hold)
     thread = update_thread(
         ended,
-        status=case((hold, word("error")), else_=status_after(following, word("error"))),
+        status=status_after(following, word("error")),
         next_nodes=func.coalesce(bindparam("next_nodes", type_=ARRAY(Text)), THREADS.c.next_nodes),
-        held_by=case((hold, select(letter.c.id).scalar_subquery()), else_=THREADS.c.held_by),
     )
-    return bells(thread, *records, rung=ring_for(following, unless=hold), ended=ended)
+    return bells(
+        thread, *records, group, held, _parked_by_drain(letter, ended), rung=ring_for(following), ended=ended
+    )
+
+
+def _parked_by_drain(letter: CTE, ended: CTE) -> CTE:
+    """Keeps that the letter was parked, as where it is parked by itself. Parameter: parked."""
+    reason = func.jsonb_build_object(word("reason"), func.concat(word("failed in replay "), ended.c.replays))
+    return (
+        insert(ACTIONS)
+        .from_select(
+            ["letter_id", "tenant", "by", "action", "facts"],
+            select(letter.c.id, letter.c.tenant, word("drain"), word("park"), reason)
+            .select_from(letter.join(ended, true()))
+            .where(cast(bindparam("parked"), Boolean)),
+        )
+        .returning(ACTIONS.c.letter_id)
+        .cte("parked_action")
+    )

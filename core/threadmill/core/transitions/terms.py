@@ -17,13 +17,25 @@ from sqlalchemy import (
     false,
     func,
     literal_column,
-    null,
     or_,
     select,
 )
 
 from threadmill.core.models import Attempt as AttemptRow
-from threadmill.core.models import Breaker, DeadLetter, Graph, Run, Tenant, Thread, Worker, table_of
+from threadmill.core.models import (
+    Breaker,
+    DeadLetter,
+    DeadLetterAction,
+    Graph,
+    HeldLane,
+    ReplayGroup,
+    ReplayJob,
+    Run,
+    Tenant,
+    Thread,
+    Worker,
+    table_of,
+)
 
 TENANT_SETTING = "threadmill.tenant"
 DOORBELL_CHANNEL = "threadmill_doorbell"
@@ -31,6 +43,10 @@ DOORBELL_CHANNEL = "threadmill_doorbell"
 THREADS = table_of(Thread)
 RUNS = table_of(Run)
 LETTERS = table_of(DeadLetter)
+ACTIONS = table_of(DeadLetterAction)
+HELD = table_of(HeldLane)
+GROUPS = table_of(ReplayGroup)
+JOBS = table_of(ReplayJob)
 ATTEMPTS = table_of(AttemptRow)
 TENANTS = table_of(Tenant)
 WORKERS = table_of(Worker)
@@ -93,19 +109,13 @@ def another_running(run: Any) -> ColumnElement[bool]:
     )
 
 
-def lane_is_free() -> ColumnElement[bool]:
-    """The run's thread is held by no dead letter, or by the run's own."""
+def is_held(run: Any) -> ColumnElement[bool]:
+    """Whether a dead letter of an earlier run on the same thread holds the run."""
     return exists(
-        select(THREADS.c.tenant).where(
-            THREADS.c.tenant == RUNS.c.tenant,
-            THREADS.c.thread_id == RUNS.c.thread_id,
-            or_(
-                THREADS.c.held_by.is_(null()),
-                THREADS.c.held_by.in_(
-                    # Correlated by hand: two levels up, SQLAlchemy would look at every run there is instead.
-                    select(LETTERS.c.id).where(LETTERS.c.run_id == RUNS.c.id).correlate(RUNS)
-                ),
-            ),
+        select(HELD.c.seq).where(
+            HELD.c.tenant == run.c.tenant,
+            HELD.c.thread_id == run.c.thread_id,
+            HELD.c.seq < run.c.seq,
         )
     )
 

@@ -1,0 +1,51 @@
+"""Kombu's Redis transport, made to outlive what is in the queue and is no message of its own.
+
+Kombu reads the envelope (JSON, with the body in it) where it pops it, and takes it for its own: anything else
+ends the consumer, and with it the worker, by an error of whatever kind.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from kombu.transport import redis
+
+
+class Channel(redis.Channel):
+    """As kombu's own, but what cannot be read is passed over."""
+
+    def _brpop_read(self, **options: Any) -> Any:
+        try:
+            return super()._brpop_read(**options)  # type: ignore[no-untyped-call]
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            self.connection.on_garbage(error, None)
+            return True
+
+
+class Transport(redis.Transport):
+    """As kombu's own, but it delivers only what can be made a message."""
+
+    Channel = Channel
+    # Is told of what is passed over: the error, and the queue if it is known.
+    on_garbage: Callable[[Exception, str | None], None] = staticmethod(lambda *_: None)
+
+    def _deliver(self, message: Any, queue: Any) -> None:
+        try:
+            _check_envelope(message, self.channels)
+        except Exception as error:
+            self.on_garbage(error, queue)
+        else:
+            super()._deliver(message, queue)  # type: ignore[no-untyped-call]
+
+
+def _check_envelope(message: Any, channels: list[Any]) -> None:
+    """Raises whatever making a message of it would raise."""
+    properties = message["properties"]
+    if not isinstance(properties["delivery_tag"], str):
+        raise TypeError("delivery_tag")
+    dict(properties.get("delivery_info") or {})
+    dict(message.get("headers") or {})
+    if (body := message.get("body")) and channels:
+        channels[0].decode_body(body, properties.get("body_encoding"))

@@ -50,7 +50,9 @@ TABLES = {
 
 @pytest.fixture
 def worker(serve: Callable[..., None], start_local: Callable[..., Any]) -> Any:
-    serve(GRAPHS, asking={"max_attempts": 1}, plain={"max_attempts": 1})
+    # Sync, so that what a run has written by the time its node begins is there.
+    policy = {"max_attempts": 1, "durability": "sync"}
+    serve(GRAPHS, asking=policy, plain=policy)
     return start_local(ring_again_after=60)
 
 

@@ -204,7 +204,7 @@ def test_no_text_is_too_odd(text: str) -> None:
         assert isinstance(redact(name + text), str)
 
 
-MEGABYTE = 1_000_000
+SEARCHED = 256 * 1024  # characters; of a longer text no more is searched
 WORST = [
     "a",
     " ",
@@ -244,7 +244,7 @@ WORST = [
 
 
 @pytest.mark.parametrize("piece", WORST)
-def test_a_megabyte_takes_a_second_and_not_the_minutes_of_quadratic_time(piece: str) -> None:
+def test_a_long_text_takes_a_moment_and_not_the_minutes_of_quadratic_time(piece: str) -> None:
     began = time.process_time()
-    redact(piece * (MEGABYTE // len(piece)))
-    assert time.process_time() - began < 8  # with room for a slow machine
+    redact(piece * (SEARCHED // len(piece)))
+    assert time.process_time() - began < 3  # with room for a slow machine

@@ -279,13 +279,6 @@ class DeadLetter(Base):
             "seq",
             postgresql_where=text("status in ('waiting', 'replaying')"),
         ),
-        # What is being replayed: how much of the window is taken.
-        Index(
-            "dead_letters_replaying_idx",
-            "fingerprint",
-            "id",
-            postgresql_where=text("status = 'replaying'"),
-        ),
         # What is past its time.
         Index(
             "dead_letters_closed_idx",

@@ -225,7 +225,6 @@ INDEXES = {
         "status = 'waiting' and next_replay_at is not null",
     ),
     "dead_letters_lane_idx": (["tenant", "thread_id", "seq"], "status in ('waiting', 'replaying')"),
-    "dead_letters_replaying_idx": (["fingerprint", "id"], "status = 'replaying'"),
     "dead_letters_closed_idx": (["updated_at"], "status in ('resolved', 'discarded')"),
 }
 

@@ -292,6 +292,7 @@ def test_a_run_whose_thread_an_earlier_replay_has_moved_leaves_its_failure_behin
     bury: Enqueue,
     desk: Desk,
     texts: Callable[[], list[str]],
+    admin: Admin,
     decided: str,
     again: str,
 ) -> None:
@@ -302,8 +303,10 @@ def test_a_run_whose_thread_an_earlier_replay_has_moved_leaves_its_failure_behin
     def replay(run: Run) -> str | None:
         return desk.replay(letter_of(desk, run).id).replay_mode
 
+    admin.execute("insert into tenants (name, paused) values ('acme', true)")  # nobody takes them meanwhile
     modes = [replay(two)] if decided == "before" else []
     assert replay(one) == "append"
+    admin.execute("update tenants set paused = false")
     worker.graphs.failures["answer"] = int(again == "fails")
     assert end_of(one) == ("error" if again == "fails" else "success")
     modes += [] if decided == "before" else [replay(two)]

@@ -375,7 +375,7 @@ class Model:
         ids = {run.id for run in cancelled}
         if action == "rollback":
             self._roll_back(lane, ids)
-        head = self.newest(lane)
+        head = self.live(lane)
         if head is not None:
             wrote = {self.checkpoints[head].run_id}
             wrote |= {w.run_id for w in self.writes.values() if w.lane == lane and w.checkpoint == head}

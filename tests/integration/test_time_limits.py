@@ -220,7 +220,7 @@ def test_a_node_that_cannot_be_stopped_holds_up_nobody_and_writes_nothing(
     assert worker.graphs.ended.wait(20)
 
     assert [type(error) for error in worker.graphs.refused] == [LeaseLost]
-    refused = "select fenced_writes > 0 from attempts"
+    refused = "select bool_or(fenced_writes > 0) from attempts"  # on a slow machine the next run has one too
     assert eventually(lambda: admin.execute(refused).fetchone() == (True,)), "and it is counted"
     assert admin.execute("select count(*) from store").fetchone() == (0,)
     assert producer.state("acme", "t") == before

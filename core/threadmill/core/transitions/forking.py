@@ -14,6 +14,7 @@ from sqlalchemy import text
 from sqlalchemy.sql import Executable
 
 from threadmill.core.models import SCHEMA
+from threadmill.core.transitions.rollback import TAKING_AWAY
 
 # What the run has written since it began, or was replayed, is of no effect on those that follow. Where it has
 # written no checkpoint the thread goes on from where it stands, and what the run left there is still to be
@@ -81,20 +82,7 @@ _CLEARED = f"""
                     and c.metadata ->> 'run_id' in (select name from undone)
             ) end
     ),
-    put_back as (
-        update {SCHEMA}.checkpoint_writes
-        set run_id = replaced_run_id, type = replaced_type, blob = replaced_blob,
-            replaced_run_id = null, replaced_type = null, replaced_blob = null
-        where thread_id = :key and exists (select from left_beside where replaces)
-            and (checkpoint_ns, checkpoint_id, task_id, idx) in (
-                select checkpoint_ns, checkpoint_id, task_id, idx from left_beside where replaces
-            )
-    )
-    delete from {SCHEMA}.checkpoint_writes
-    where thread_id = :key and exists (select from left_beside where not replaces)
-        and (checkpoint_ns, checkpoint_id, task_id, idx) in (
-            select checkpoint_ns, checkpoint_id, task_id, idx from left_beside where not replaces
-        )
+    {TAKING_AWAY}
 """  # noqa: S608 - the schema's name is a constant
 
 # A restart goes back behind the runs that came later too, and so do their answers.

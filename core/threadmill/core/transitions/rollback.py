@@ -70,6 +70,25 @@ REMOVAL = f"""
     )
 """  # noqa: S608 - the schema's name is a constant
 
+# The end of a statement: takes away the writes that `left_beside` names (checkpoint_ns, checkpoint_id,
+# task_id, idx), but where one `replaces` what another run had written, that is put back.
+TAKING_AWAY = f"""
+    put_back as (
+        update {SCHEMA}.checkpoint_writes
+        set run_id = replaced_run_id, type = replaced_type, blob = replaced_blob,
+            replaced_run_id = null, replaced_type = null, replaced_blob = null
+        where thread_id = :key and exists (select from left_beside where replaces)
+            and (checkpoint_ns, checkpoint_id, task_id, idx) in (
+                select checkpoint_ns, checkpoint_id, task_id, idx from left_beside where replaces
+            )
+    )
+    delete from {SCHEMA}.checkpoint_writes
+    where thread_id = :key and exists (select from left_beside where not replaces)
+        and (checkpoint_ns, checkpoint_id, task_id, idx) in (
+            select checkpoint_ns, checkpoint_id, task_id, idx from left_beside where not replaces
+        )
+"""  # noqa: S608 - the schema's name is a constant
+
 # What later runs have built upon stays: the checkpoints from which theirs descend, and the writes that led
 # there. (A run has later ones when it failed, the thread went on, and it was being replayed.) What is dead
 # was led on to by nothing that stays.
@@ -111,20 +130,7 @@ _ROLL_BACK = f"""
             and (checkpoint_ns, checkpoint_id) not in (select checkpoint_ns, checkpoint_id from gone)
             and (checkpoint_ns, checkpoint_id) not in (select checkpoint_ns, checkpoint_id from led_on)
     ),
-    put_back as (
-        update {SCHEMA}.checkpoint_writes
-        set run_id = replaced_run_id, type = replaced_type, blob = replaced_blob,
-            replaced_run_id = null, replaced_type = null, replaced_blob = null
-        where thread_id = :key and exists (select from left_beside where replaces)
-            and (checkpoint_ns, checkpoint_id, task_id, idx) in (
-                select checkpoint_ns, checkpoint_id, task_id, idx from left_beside where replaces
-            )
-    )
-    delete from {SCHEMA}.checkpoint_writes
-    where thread_id = :key and exists (select from left_beside where not replaces)
-        and (checkpoint_ns, checkpoint_id, task_id, idx) in (
-            select checkpoint_ns, checkpoint_id, task_id, idx from left_beside where not replaces
-        )
+    {TAKING_AWAY}
 """  # noqa: S608 - the schema's name is a constant
 
 _FORGET_QUESTION = f"""

@@ -12,7 +12,7 @@ from tests.chaos.histories.machine import make_up
 from tests.chaos.histories.state import Broken
 from tests.chaos.histories.world import Stage
 
-from threadmill.core.transitions import breaking, cancelling, fleet, lane, replaying, running, terms
+from threadmill.core.transitions import breaking, burying, cancelling, fleet, lane, replaying, running, terms
 from threadmill.producers import queries
 from threadmill.workers import burial, rescue
 
@@ -20,7 +20,7 @@ Break = Callable[[pytest.MonkeyPatch, Stage], None]
 
 # After so many histories at the latest each of them has been found, whatever the seed.
 PATIENCE = 300
-MODULES = (breaking, cancelling, fleet, lane, replaying, running)
+MODULES = (breaking, burying, cancelling, fleet, lane, replaying, running)
 
 
 def _with(module: Any, **names: Any) -> Break:
@@ -93,7 +93,7 @@ BREAKS: dict[str, Break] = {
     "a claim does not look at paused tenants": _with(running, tenant_is_paused=false),
     "a claim lets in what must be alone": _with(running, runs_alone=false),
     "nobody takes a lane's lock": _no_lock,
-    "an attempt is ended whichever it is": _with(running, _held_run=_held_by_whichever_attempt),
+    "an attempt is ended whichever it is": _with(running, held_run=_held_by_whichever_attempt),
     "a rescue forgets the loss": _with(rescue, _requeue=_losing_for_nothing),
     "a third loss is no dead letter": _with(rescue, QUARANTINE_LOSSES=3),
     "a cancel does not free the lane": _with(cancelling, free_lane=_freeing_none),

@@ -22,6 +22,7 @@ Time is the database's clock throughout.
 """
 
 from threadmill.core.transitions.breaking import join_breaker, open_breakers, trip
+from threadmill.core.transitions.burying import bury, expire, reject
 from threadmill.core.transitions.cancelling import cancel, supersede
 from threadmill.core.transitions.draining import (
     BURST,
@@ -115,7 +116,7 @@ from threadmill.core.transitions.retention import (
     remove_runs,
 )
 from threadmill.core.transitions.rollback import forget_question, roll_back
-from threadmill.core.transitions.running import bury, claim, expire, reject, requeue, succeed
+from threadmill.core.transitions.running import claim, requeue, succeed
 from threadmill.core.transitions.terms import DOORBELL_CHANNEL, QUARANTINE_LOSSES, TENANT_SETTING
 from threadmill.core.transitions.trying import (
     begin_trial,

@@ -9,6 +9,8 @@ from typing import Any
 from sqlalchemy import (
     CTE,
     ColumnElement,
+    Integer,
+    Text,
     and_,
     bindparam,
     case,
@@ -168,4 +170,25 @@ def attempt_record(
         .from_select(list(values), rows if where is None else rows.where(where))
         .returning(ATTEMPTS.c.run_id)
         .cte("recorded_attempt")
+    )
+
+
+def held_run() -> ColumnElement[bool]:
+    """The attempt still holds its lease: compare-and-set by status and attempt."""
+    return and_(
+        RUNS.c.id == bindparam("run_id"),
+        RUNS.c.attempt == bindparam("attempt", type_=Integer),
+        stands(RUNS.c.status, "running"),
+    )
+
+
+def failed_attempt(ended: CTE, outcome: str) -> CTE:
+    """The record of an attempt that was not cancelled, with what is known of its failure as parameters."""
+    return attempt_record(
+        ended,
+        outcome,
+        {
+            name: bindparam(name, type_=Text)
+            for name in ("cause", "node", "checkpoint_id", "exception_type", "message", "traceback")
+        },
     )

@@ -5,16 +5,18 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import hypothesis  # noqa: F401 - imported late, deep in pytest's summary, CPython 3.11 fails to parse it
+import hypothesis
 import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
@@ -26,7 +28,16 @@ from threadmill.producers import Producer
 from threadmill.workers.tables import upgrade_langgraph_tables
 
 TEMPLATE = "threadmill_template"
-FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+# Nothing needs to outlive a crash; and what the planner knows is what a test has told it by `analyze`.
+FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "autovacuum": "off"}
+MEMORY = Path("/dev/shm")
+ROOM = 4 * 2**30
+
+# How long an example takes is the machine's affair.
+hypothesis.settings.register_profile(
+    "threadmill", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("threadmill")
 
 _numbers = itertools.count(1)
 
@@ -51,13 +62,20 @@ def with_database(url: str, name: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+def services_folder() -> Iterator[Path]:
+    """Where the services keep their data: in memory where there is room, as each test copies a database."""
+    roomy = os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ROOM
+    with tempfile.TemporaryDirectory(prefix="threadmill-", dir=MEMORY if roomy else None) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="session")
+def services(services_folder: Path) -> Iterator[tuple[str, str]]:
     """(database URL of a superuser, broker URL), with a migrated template database."""
     database_url = os.environ.get("THREADMILL_TEST_DATABASE_URL", "")
     broker_url = os.environ.get("THREADMILL_TEST_BROKER_URL", "")
-    folder = tmp_path_factory.mktemp("services")
     with EmbeddedServices(
-        folder, database=not database_url, broker=not broker_url, postgres_settings=FAST
+        services_folder, database=not database_url, broker=not broker_url, postgres_settings=FAST
     ) as embedded:
         database_url = database_url or embedded.database_url
         broker_url = broker_url or embedded.broker_url
@@ -76,7 +94,7 @@ def settings(services: tuple[str, str], tmp_path: Path) -> Iterator[Settings]:
     database_url, broker_url = services
     name = f"threadmill_test_{os.getpid()}_{next(_numbers)}"
     with psycopg.connect(database_url, autocommit=True) as connection:
-        connection.execute(f"create database {name} template {TEMPLATE}")
+        connection.execute(f"create database {name} template {TEMPLATE} strategy file_copy")
         yield Settings(
             database_url=with_database(database_url, name),
             broker_url=broker_url,

@@ -161,7 +161,7 @@ def house(services: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -
         )
     )
     with psycopg.connect(database_url, autocommit=True) as connection:
-        connection.execute(f"create database {name} template {TEMPLATE}")
+        connection.execute(f"create database {name} template {TEMPLATE} strategy file_copy")
         house = House(
             Settings(
                 database_url=with_database(database_url, name),

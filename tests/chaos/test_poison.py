@@ -74,7 +74,7 @@ def fleet(serve: Callable[..., None], start_worker: Callable[..., Any]) -> Itera
     fleet.stop()
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.chaos
 def test_poison_is_buried_after_three_losses_and_the_innocent_succeed(
     fleet: Fleet, producer: Producer, admin: Any, settings: Any
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -88,16 +89,32 @@ class LocalWorker:
         self.runtime.stop()
 
 
+class NoTaker:
+    """Takes nothing."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    async def take_on(self) -> None:
+        await asyncio.Event().wait()
+
+
 @pytest.fixture
 def start_local(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., LocalWorker]]:
-    """Starts workers in this process, quick to sweep; they are stopped at the end of the test."""
+    """Starts workers in this process, quick to sweep; they are stopped at the end of the test.
+
+    takes: whether it takes runs straight from the ledger, as a worker does, at any moment; without, it has
+    none but those that the test answers for.
+    """
     monkeypatch.setattr(sys, "path", sys.path.copy())
     workers: list[LocalWorker] = []
 
-    def start(**overrides: Any) -> LocalWorker:
-        worker = LocalWorker(
-            settings.model_copy(update={"sweep_interval": 0.1, "ring_again_after": 0.5, **overrides})
-        )
+    def start(*, takes: bool = False, **overrides: Any) -> LocalWorker:
+        values = {"sweep_interval": 0.1, "ring_again_after": 0.5, **overrides}
+        with monkeypatch.context() as patch:
+            if not takes:
+                patch.setattr("threadmill.workers.runtime.Taker", NoTaker)
+            worker = LocalWorker(settings.model_copy(update=values))
         workers.append(worker)
         return worker
 

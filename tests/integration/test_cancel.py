@@ -66,7 +66,7 @@ CANCELLED = ("Cancelled", "cancelled on request", None)
 @pytest.fixture
 def worker(serve: Callable[..., None], start_local: Callable[..., Any]) -> Any:
     serve(GRAPHS, work={"durability": "sync"})
-    return start_local(ring_again_after=60)  # takes nothing by itself
+    return start_local(ring_again_after=60)
 
 
 @pytest.fixture

@@ -45,7 +45,7 @@ def elsewhere(settings: Settings, services: tuple[str, str]) -> Iterator[Elsewhe
     name = settings.queue + "_elsewhere"
     url = settings.database_url.replace(settings.queue, name)
     with psycopg.connect(services[0], autocommit=True) as server:
-        server.execute(f"create database {name} template threadmill_template")
+        server.execute(f"create database {name} template threadmill_template strategy file_copy")
         other = Elsewhere(settings.model_copy(update={"database_url": url}))
         yield other
         other.desk.close()

@@ -111,7 +111,7 @@ def settings(services: tuple[str, str], tmp_path: Path) -> Iterator[Settings]:
         with psycopg.connect(database_url, autocommit=True) as connection:
             connection.execute(statement.encode())
 
-    administer(f"create database {name} template {TEMPLATE}")
+    administer(f"create database {name} template {TEMPLATE} strategy file_copy")
     yield Settings(
         database_url=with_database(database_url, name),
         broker_url=broker_url,
@@ -158,7 +158,7 @@ def through(settings: Settings, proxy: Proxy) -> dict[str, str]:
 def start(serve: Callable[..., None], proxy: Proxy, start_local: Callable[..., Any]) -> Callable[..., Any]:
     """Starts workers that are quick to notice. The proxy is closed after they have stopped."""
     serve(GRAPHS, work={"durability": "sync", "retry_delay": 0, "retry_delay_max": 0})
-    return lambda **overrides: start_local(**{**QUICK, **overrides})
+    return lambda **overrides: start_local(takes=True, **{**QUICK, **overrides})
 
 
 @pytest.fixture

@@ -17,7 +17,6 @@ from threadmill.core.settings import Settings
 from threadmill.dlq import DeadLetter, Desk
 from threadmill.producers import Producer, Run
 from threadmill.workers.checkpointer import BoundSaver
-from threadmill.workers.executor import BellDropped
 
 GRAPHS = """
     import asyncio, operator, threading
@@ -170,11 +169,11 @@ def enqueue(producer: Producer) -> Enqueue:
 
 @pytest.fixture
 def end_of(worker: Any, producer: Producer) -> Callable[[Run], str]:
-    """Executes a run, unless the worker has taken it by itself, and gives the status in which it ends."""
+    """Executes a run, and gives the status in which it ends."""
 
     def end_of(run: Run) -> str:
         worker.answer(run).exception(20)
-        return producer.wait(run.id, tenant="acme", timeout=20).status
+        return producer.get(run.id, tenant="acme").status
 
     return end_of
 
@@ -638,49 +637,31 @@ def test_an_attempt_that_is_lost_after_the_fork_goes_on_where_it_was(
     succeed: Enqueue,
     bury: Enqueue,
     desk: Desk,
-    producer: Producer,
+    end_of: Callable[[Run], str],
     admin: Admin,
     texts: Callable[[], list[str]],
 ) -> None:
     succeed("zero", "asking")
     run = bury("", "asking", command={"resume": "yes"}, node="answer", durability="sync")
-    worker.graphs.blocking.add("answer")
     desk.replay(letter_of(desk, run).id, mode="restart")
 
     cut_off(worker, run, "answer", admin)
     worker.graphs.calls.clear()
-    go_on(run, admin)
-    assert producer.wait(run.id, tenant="acme", timeout=20).status == "success"
+    assert end_of(run) == "success"
 
     assert texts() == ["zero", "hm", "yes", "to yes"]
     assert worker.graphs.calls == ["answer"], "not the node that had finished since the fork"
 
 
 def cut_off(worker: Any, run: Run, node: str, admin: Admin) -> None:
-    """Executes the run up to the node, where it is taken away, as from a worker that is gone.
-
-    The node is made to block before the run is given back, as the worker may take it by itself.
-    """
-    assert node in worker.graphs.blocking
+    """Executes the run up to the node, where it is taken away, as from a worker that is gone."""
+    worker.graphs.blocking.add(node)
     attempt: Future[str] = worker.answer(run)
     assert worker.graphs.started.wait(20)
-    admin.execute(
-        "update runs set status = 'pending', worker_id = null, run_at = now() + interval '1 hour'"
-        " where id = %s",
-        (run.id,),
-    )
+    admin.execute("update runs set status = 'pending', worker_id = null where id = %s", (run.id,))
     worker.graphs.blocking.clear()
     worker.graphs.gate.set()
-    assert isinstance(attempt.exception(20), LeaseLost | BellDropped)
-
-
-def go_on(run: Run, admin: Admin) -> None:
-    """The run that was taken away is anybody's."""
-    admin.execute("update runs set run_at = now(), dispatched_at = null where id = %s", (run.id,))
-
-
-# ---------------------------------------------------------------------------------------------------
-# The state patched before the run goes on
+    assert isinstance(attempt.exception(20), LeaseLost)
 
 
 def test_a_patched_state_is_what_the_failed_node_sees(
@@ -722,18 +703,15 @@ def test_a_patch_is_not_applied_again_where_the_run_has_gone_on_from_it(
     worker: Any,
     bury: Enqueue,
     desk: Desk,
-    producer: Producer,
+    end_of: Callable[[Run], str],
     admin: Admin,
     values: Callable[[], dict[str, Any]],
 ) -> None:
     run = bury("one", node="think", durability="sync")
-    worker.graphs.blocking.add("answer")
     desk.replay(letter_of(desk, run).id, mode="resume", patch={"log": ["patched"]})
     cut_off(worker, run, "answer", admin)
 
-    go_on(run, admin)
-
-    assert producer.wait(run.id, tenant="acme", timeout=20).status == "success"
+    assert end_of(run) == "success"
     assert values()["log"] == ["patched", "thought", "answered"]
 
 
@@ -742,17 +720,15 @@ def test_a_patch_is_applied_once_over_lost_attempts_and_failures(
     bury: Enqueue,
     desk: Desk,
     replay: Callable[..., str],
-    producer: Producer,
+    end_of: Callable[[Run], str],
     admin: Admin,
     values: Callable[[], dict[str, Any]],
 ) -> None:
     run = bury("one")
-    worker.graphs.blocking.add("answer")
     letter = desk.replay(letter_of(desk, run).id, mode="resume", patch={"log": ["patched"], "topic": "tea"})
     cut_off(worker, run, "answer", admin)
     worker.graphs.failures["answer"] = 1
-    go_on(run, admin)
-    assert producer.wait(run.id, tenant="acme", timeout=20).status == "error"
+    assert end_of(run) == "error"
 
     replay(run, "resume", {"log": ["again"], "topic": "coffee"})
 

@@ -54,7 +54,7 @@ both = pytest.mark.parametrize("strategy", ["interrupt", "rollback"])
 @pytest.fixture
 def worker(serve: Callable[..., None], start_local: Callable[..., Any]) -> Any:
     serve(GRAPHS, talk={"max_attempts": 1, "durability": "sync"})
-    return start_local(ring_again_after=60)  # takes nothing by itself
+    return start_local(ring_again_after=60)
 
 
 @pytest.fixture

@@ -32,6 +32,7 @@ LARGE = """
         select gen_random_uuid(), tenant, thread_id, seq, 'g',
             case seq when 1 then 'running' else 'pending' end
         from threads, generate_series(1, 60) as seq where tenant like 'busy%';
+    set default_statistics_target = 1000;
     analyze;
 """
 # Pages of Postgres that may be touched for a list of 25 threads with 60 runs each, or for one tenant.

@@ -250,6 +250,7 @@ DEEP = """
     insert into threads (tenant, thread_id) select 'acme', 'd' || n from generate_series(1, {count}) n;
     insert into runs (id, tenant, thread_id, seq, graph)
         select uuidv7(), 'acme', 'd' || n, 1, 'talk' from generate_series(1, {count}) n;
+    set default_statistics_target = 1000;
     analyze;
 """
 

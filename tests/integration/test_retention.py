@@ -80,7 +80,7 @@ def worker(
 ) -> Any:
     monkeypatch.setattr(Retention, "work", lambda *_: None)
     serve(GRAPHS, **POLICIES)
-    return start_local(ring_again_after=60)  # takes nothing by itself
+    return start_local(ring_again_after=60)
 
 
 @pytest.fixture

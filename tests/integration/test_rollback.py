@@ -118,7 +118,7 @@ def durability(request: pytest.FixtureRequest) -> str:
 def worker(serve: Callable[..., None], start_local: Callable[..., Any]) -> Any:
     names = ("talk", "questions", "nested", "fan", "stops")
     serve(GRAPHS, **{name: {"max_attempts": 1} for name in names})
-    return start_local(ring_again_after=60)  # takes nothing by itself
+    return start_local(ring_again_after=60)
 
 
 @pytest.fixture

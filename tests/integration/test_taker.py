@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import shutil
 import signal
 import tempfile
@@ -76,7 +77,7 @@ def through(proxy: Proxy) -> dict[str, str]:
 @pytest.fixture
 def start(serve: Callable[..., None], start_local: Callable[..., Any]) -> Callable[..., Any]:
     serve(GRAPHS, work={})
-    return start_local
+    return functools.partial(start_local, takes=True)
 
 
 @pytest.fixture

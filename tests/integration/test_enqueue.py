@@ -30,6 +30,7 @@ from threadmill.core.errors import (
     ThreadmillError,
     UnknownGraph,
 )
+from threadmill.core.publisher import Publisher
 from threadmill.core.settings import Settings
 from threadmill.producers import AsyncProducer, Producer, Run
 from threadmill.workers.herald import Herald
@@ -623,29 +624,42 @@ def lonely(settings: Settings, request: pytest.FixtureRequest, hole: str) -> Set
     return settings.model_copy(update={"broker_url": url})
 
 
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How long each bell and each notice kept its caller, in seconds."""
+    waits: list[float] = []
+
+    def timed(method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            started = time.monotonic()
+            try:
+                return method(*args)
+            finally:
+                waits.append(time.monotonic() - started)
+
+        return call
+
+    monkeypatch.setattr(Doorbell, "ring", timed(Doorbell.ring))
+    monkeypatch.setattr(Publisher, "tell_cancelled", timed(Publisher.tell_cancelled))
+    return waits
+
+
 @HOLES
 async def test_a_bell_that_nobody_takes_is_no_error_and_is_not_waited_for(
-    worker: Any, lonely: Settings, producer: Producer
+    worker: Any, lonely: Settings, producer: Producer, waits: list[float]
 ) -> None:
-    took: list[float] = []
-
     def blocking() -> Run:
         with Producer(lonely) as alone:
-            started = time.monotonic()
-            run = alone.enqueue(**TALK)
-            took.append(time.monotonic() - started)
-            return run
+            return alone.enqueue(**TALK)
 
     async def awaited() -> Run:
         async with AsyncProducer(lonely) as alone:
-            started = time.monotonic()
-            run = await alone.enqueue(**{**TALK, "thread_id": "u"})
-            took.append(time.monotonic() - started)
-            return run
+            return await alone.enqueue(**{**TALK, "thread_id": "u"})
 
     runs = await asyncio.gather(asyncio.to_thread(blocking), awaited())
 
-    assert max(took) < 1, took
+    assert waits
+    assert max(waits) < 1, waits
     worker.listen()
     for run in runs:
         done = await asyncio.to_thread(producer.wait, run.id, tenant="acme", timeout=20)
@@ -653,29 +667,30 @@ async def test_a_bell_that_nobody_takes_is_no_error_and_is_not_waited_for(
 
 
 @HOLES
-def test_cancelling_does_not_wait_for_redis_either(worker: Any, lonely: Settings) -> None:
-    worker.stop()  # it would take the runs without a bell
+def test_cancelling_does_not_wait_for_redis_either(worker: Any, lonely: Settings, waits: list[float]) -> None:
     with Producer(lonely) as producer:
         runs = producer.enqueue_many([TALK, TALK])
         time.sleep(doorbell.AWAY_SECONDS)  # until Redis is tried again
-        started = time.monotonic()
+        waits.clear()
         assert producer.cancel(runs[0].id, tenant="acme").status == "interrupted"
-        assert time.monotonic() - started < 1
+        assert max(waits) < 1, waits
 
 
 @HOLES
-def test_a_thousand_enqueues_do_not_wait_one_after_another(worker: Any, lonely: Settings) -> None:
+def test_a_thousand_enqueues_do_not_wait_one_after_another(
+    worker: Any, lonely: Settings, waits: list[float]
+) -> None:
     with Producer(lonely) as producer:
         started = time.monotonic()
         for number in range(300):
             producer.enqueue(**{**TALK, "thread_id": f"t{number}"})
         took = time.monotonic() - started
     # One in a while finds out that the broker is still away.
-    assert took < 300 * 0.02 + 3
+    assert sum(waits) < 1 + took / doorbell.AWAY_SECONDS, waits
 
 
 def test_more_callers_than_connections_to_a_silent_broker_do_not_wait_for_each_other(
-    worker: Any, settings: Settings, black_hole: int
+    worker: Any, settings: Settings, black_hole: int, waits: list[float]
 ) -> None:
     callers = 40  # Celery's pool holds ten
     barrier = threading.Barrier(callers)
@@ -688,12 +703,10 @@ def test_more_callers_than_connections_to_a_silent_broker_do_not_wait_for_each_o
             barrier.wait(20)
             return producer.enqueue(**{**TALK, "thread_id": f"t{number}"})
 
-        started = time.monotonic()
         runs = list(pool.map(enqueue, range(callers)))
-        took = time.monotonic() - started
 
     assert {run.status for run in runs} == {"pending"}
-    assert took < 2
+    assert max(waits) < 1, waits
 
 
 def test_a_bell_is_rung_again_as_soon_as_the_broker_is_back(

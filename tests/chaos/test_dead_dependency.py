@@ -251,7 +251,7 @@ def standing(admin: Any) -> Any:
             "join runs r on r.id = l.run_id group by 1, 2, 3, 4 order by 1, 2, 3, 4"
         ).fetchall()
         + admin.execute(
-            'select fingerprint, "window", backoffs, next_at - now() from replay_groups'
+            'select fingerprint, "window", backoffs, strays, next_at - now() from replay_groups'
         ).fetchall()
     )
 

@@ -206,7 +206,8 @@ def test_groups_are_listed_with_their_course_and_the_state_of_their_drain(
         add(tenant=tenant, age=age)
     add(fingerprint="f" * 16, exception_type="KeyError", status="parked")
     admin.execute(
-        "update replay_groups set backoffs = 2, next_at = now() + interval '601 s' where fingerprint = %s",
+        "update replay_groups set backoffs = 1, strays = 1, next_at = now() + interval '601 s'"
+        " where fingerprint = %s",
         [GROUP],
     )
 

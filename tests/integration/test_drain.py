@@ -11,10 +11,11 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
+import structlog
 
 from threadmill.core.errors import InvalidOption, NotReplayable
 from threadmill.core.settings import Settings
-from threadmill.dlq import Desk, ReplayWorker, parse_rate
+from threadmill.dlq import Desk, ReplayWorker, parse_rate, replay_worker
 from threadmill.dlq.velocity import Bucket
 from threadmill.dlq.window import Window
 
@@ -176,7 +177,7 @@ def test_a_canary_goes_first_and_then_twice_as_many_each_round(fleet: Fleet, dra
 def test_a_window_that_is_not_used_does_not_widen(fleet: Fleet, drain: ReplayWorker) -> None:
     assert Window(8).widened(under_way=3, most=64) == Window(8)
     assert Window(8).widened(under_way=4, most=64) == Window(9)
-    assert Window(64, 2).widened(under_way=64, most=64) == Window(64, 0)
+    assert Window(64, 2, 3).widened(under_way=64, most=64) == Window(64)
 
 
 def test_no_more_than_the_setting_is_replayed_at_once_in_all(
@@ -273,20 +274,43 @@ def test_what_fails_in_another_way_leaves_the_window_as_it_is(fleet: Fleet, drai
     assert fleet.group() == (4, 0, False)
 
 
-def test_a_canary_that_fails_in_another_way_backs_the_group_off_as_well(
+def test_a_canary_that_fails_in_another_way_has_the_group_wait_but_is_never_a_reason_to_park_it(
     fleet: Fleet, drain: ReplayWorker
 ) -> None:
     fleet.bury_many(10)
-    for canaries in (1, 2):
+    for _ in range(2):  # one more, and the group is hopeless
+        drain.drain_once()
+        fleet.fail(fleet.under_way)
+        drain.drain_once()
+        fleet.end_back_off()
+    for _ in range(4):
         assert drain.drain_once() == 1
         fleet.fail(fleet.under_way, group="another", due_in=60)
         assert drain.drain_once() == 0
-        assert fleet.group() == (1, canaries, True)
+        assert fleet.group() == (1, 2, True)
         fleet.end_back_off()
 
+    assert fleet.statuses() == {"waiting": 6}
     assert drain.drain_once() == 1
     fleet.succeed(fleet.under_way)
     assert drain.drain_once() == 2
+
+
+def test_canaries_that_fail_in_another_way_are_ever_further_apart(
+    fleet: Fleet, drain: ReplayWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replay_worker, "replay_delay", lambda _, replays: 30.0 * 2**replays)
+    rests = []
+    fleet.bury_many(10)
+    for _ in range(3):
+        with structlog.testing.capture_logs() as log:
+            drain.drain_once()
+            fleet.fail(fleet.under_way, group="another", due_in=60)
+            drain.drain_once()
+        rests += [entry["seconds"] for entry in log if entry["event"] == "replay.backs_off"]
+        fleet.end_back_off()
+
+    assert rests == [30, 60, 120]
 
 
 def test_a_group_is_parked_after_too_many_canaries(fleet: Fleet, drain: ReplayWorker) -> None:
@@ -303,7 +327,7 @@ def test_a_group_is_parked_after_too_many_canaries(fleet: Fleet, drain: ReplayWo
     assert fleet.statuses("other") == {"waiting": 1}
     assert fleet.admin.execute(
         "select distinct by, action, facts ->> 'reason' from dead_letter_actions where action = 'park'"
-    ).fetchall() == [("drain", "park", "3 canaries of its group in a row have failed")]
+    ).fetchall() == [("drain", "park", "3 canaries of its group have failed")]
 
     fleet.bury_many(2)
     assert drain.drain_once() == 1, "what comes later has its canary too"

@@ -90,7 +90,7 @@ def test_the_drains_statements_use_their_indexes(explain: Any) -> None:
         ),
         "settle_group": (
             settle_group(),
-            {"fingerprint": "f00", "drainer": ME, "window": 1, "backoffs": 1, "rest": 1.0},
+            {"fingerprint": "f00", "drainer": ME, "window": 1, "backoffs": 1, "strays": 0, "rest": 1.0},
             {"replay_groups_pkey"},
         ),
         "under_way": (under_way(), {"fingerprints": ["f00"]}, {"dead_letters_group_idx"}),

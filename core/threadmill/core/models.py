@@ -376,8 +376,9 @@ class DeadLetterAction(Base):
 class ReplayGroup(Base):
     """Dead letters that share a fingerprint, as the replay worker drains them.
 
-    window: how many may be replayed at once. backoffs: how many canaries in a row have failed; the group is
-    not touched before next_at. drainer: who works on it, until drainer_until.
+    window: how many may be replayed at once. backoffs: how many canaries have failed as the group has, and
+    strays: how many in another way, since the last that succeeded; the group is not
+    touched before next_at. drainer: who works on it, until drainer_until.
     """
 
     __tablename__ = "replay_groups"
@@ -386,6 +387,7 @@ class ReplayGroup(Base):
     graph: Mapped[str | None]
     window: Mapped[int] = mapped_column(server_default="1")
     backoffs: Mapped[int] = mapped_column(server_default="0")
+    strays: Mapped[int] = mapped_column(server_default="0")
     next_at: Mapped[datetime.datetime | None]
     drainer: Mapped[uuid.UUID | None]
     drainer_until: Mapped[datetime.datetime | None]

@@ -105,6 +105,7 @@ def settle(drainer: Drainer, lessons: Mapping[str, Lesson]) -> Plan[None]:
                     "drainer": drainer.id,
                     "window": lesson.window.size,
                     "backoffs": lesson.window.backoffs,
+                    "strays": lesson.window.strays,
                     "rest": lesson.rest,
                 },
             )

@@ -80,7 +80,8 @@ def _groups(candidates: str) -> TextClause:
             select heads.* from heads, cursor where cursor.id is null or heads.id < cursor.id
             order by heads.id desc limit :limit
         )
-        select page.fingerprint, page.id, page."window", page.backoffs, page.next_at,
+        select page.fingerprint, page.id, page."window", page.backoffs + page.strays as backoffs,
+            page.next_at,
             letter.graph, letter.node, letter.exception_type, letter.reason,
             letter.error ->> 'message' as message,
             letter.created_at as last_seen,
@@ -195,8 +196,8 @@ class Group:
     counts: how many there are by status, each counted up to `GROUP_MOST`. tenants: how many it hit, counted
     among `TENANTS_LOOKED_AT` of its letters. trend: how many came in each of the last six spans of ten
     minutes, the latest last, each counted up to `GROUP_MOST`.
-    window: how many may be replayed at once. backoffs: how many canaries in a row have failed. next_at: when
-    the next may go. paused: why nothing of it is drained ("group", "graph"), or None. graph, node,
+    window: how many may be replayed at once. backoffs: how many canaries have failed since one
+    succeeded. next_at: when the next may go. paused: why nothing of it is drained ("group", "graph"), or None. graph, node,
     exception_type and reason are the newest letter's.
     """
 

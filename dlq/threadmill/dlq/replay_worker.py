@@ -14,7 +14,7 @@ import threading
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import psycopg
 import structlog
@@ -195,7 +195,7 @@ class ReplayWorker:
     def _group(self, row: Row) -> Group:
         """The group as the ledger has it, with what is known of it here."""
         known = self._groups.get(row["fingerprint"])
-        window = Window(row["window"], row["backoffs"])
+        window = Window(row["window"], row["backoffs"], row["strays"])
         if known is None or not row["mine"]:
             return Group(window)
         if not known.unsaved:
@@ -238,9 +238,9 @@ class ReplayWorker:
         self._database.carry_out(settle(self._drainer, lessons))
         for name, group in unsaved.items():
             if group.rest is not None:
-                _log.info("replay.backs_off", group=name, canaries=group.window.backoffs, seconds=group.rest)
+                _log.info("replay.backs_off", group=name, seconds=group.rest, **asdict(group.window))
             if group.hopeless:
-                self._park(name, f"{group.window.backoffs} canaries of its group in a row have failed")
+                self._park(name, f"{group.window.backoffs} canaries of its group have failed")
             group.unsaved, group.rest, group.hopeless = False, None, False
 
     def _is_over(self, name: str, row: Row) -> bool:
@@ -250,8 +250,9 @@ class ReplayWorker:
     def _learn(self, name: str, row: Row) -> None:
         """What the end of a replay says about its group.
 
-        A letter that failed in another way says nothing about the others. A canary that failed, in whatever
-        way, does not say that they may go: what a dependency answers may change while it is down.
+        A letter that failed in another way belongs to another group from now on, and says nothing about the
+        others. Where it was the canary they wait all the same, as what a dependency answers may change while
+        it is down; but it is no evidence that they would fail, so they are not parked for it.
         """
         group = self._groups[name]
         canary = group.flights[row["id"]].canary
@@ -259,11 +260,15 @@ class ReplayWorker:
             group.learn(group.window.widened(len(group.flights), self._settings.replay_window))
         elif row["status"] == "discarded":
             return  # its run was cancelled
+        elif row["fingerprint"] != name:
+            if canary:
+                group.rest = replay_delay(self._settings, group.window.strays)
+                group.learn(group.window.strayed())
         elif canary:
             group.rest = replay_delay(self._settings, group.window.backoffs)
             group.learn(group.window.closed())
             group.hopeless = group.window.backoffs >= self._settings.max_replays
-        elif row["fingerprint"] == name:
+        else:
             group.learn(group.window.halved())
 
     def _park(self, name: str, reason: str) -> None:
@@ -311,7 +316,7 @@ class ReplayWorker:
         if not found.given:
             group.look_at = time.monotonic() + REST * took
             if not group.flights and not found.more:
-                group.learn(Window(1, group.window.backoffs))  # after an idle time it begins with a canary
+                group.learn(group.window.shut())
 
     # -----------------------------------------------------------------------------------------------
     # New versions

@@ -99,10 +99,12 @@ _LEASE = f"""
     set drainer = :drainer,
         drainer_until = now() + make_interval(secs => :lease),
         "window" = case when free.mine then "window" else 1 end,
-        backoffs = case when next_at < now() - make_interval(secs => :stale) then 0 else backoffs end
+        backoffs = case when next_at < now() - make_interval(secs => :stale) then 0 else backoffs end,
+        strays = case when next_at < now() - make_interval(secs => :stale) then 0 else strays end
     from free
     where replay_group.fingerprint = free.fingerprint
-    returning replay_group.fingerprint, replay_group."window", replay_group.backoffs, free.mine
+    returning replay_group.fingerprint, replay_group."window", replay_group.backoffs, replay_group.strays,
+        free.mine
 """  # noqa: S608 - constants
 
 
@@ -111,7 +113,7 @@ def lease_groups() -> Executable:
     """Has a drainer work on those of the groups that nobody works on, and go on with those that it has.
 
     Who takes a group begins with a canary, and what a back-off taught that ended long ago is forgotten.
-    Returns fingerprint, window, backoffs, and whether it was the drainer's already.
+    Returns fingerprint, window, backoffs, strays, and whether it was the drainer's already (mine).
     Parameters: fingerprints, drainer, lease and stale (seconds).
     """
     return text(_LEASE)
@@ -131,7 +133,7 @@ def release_groups() -> Executable:
 def settle_group() -> Executable:
     """What the drainer of a group has learnt: its window, and how long it is not touched.
 
-    Parameters: fingerprint, drainer, window, backoffs, rest (seconds; None: it goes on).
+    Parameters: fingerprint, drainer, window, backoffs, strays, rest (seconds; None: it goes on).
     """
     return (
         update(GROUPS)
@@ -139,6 +141,7 @@ def settle_group() -> Executable:
         .values(
             window=bindparam("window", type_=Integer),
             backoffs=bindparam("backoffs", type_=Integer),
+            strays=bindparam("strays", type_=Integer),
             next_at=func.now() + seconds("rest"),
         )
     )
@@ -390,11 +393,11 @@ def served_versions() -> Executable:
 def renew_groups() -> Executable:
     """Has the groups of these letters begin anew, as their graph has changed. Parameter: letter_ids."""
     of_letters = select(LETTERS.c.fingerprint).where(LETTERS.c.id == func.any(_IDS))
-    learnt = or_(GROUPS.c.backoffs > 0, GROUPS.c.next_at.is_not(null()))
+    learnt = or_(GROUPS.c.backoffs > 0, GROUPS.c.strays > 0, GROUPS.c.next_at.is_not(null()))
     return (
         update(GROUPS)
         .where(and_(GROUPS.c.fingerprint.in_(of_letters), learnt))
-        .values(window=1, backoffs=0, next_at=null())
+        .values(window=1, backoffs=0, strays=0, next_at=null())
     )
 
 

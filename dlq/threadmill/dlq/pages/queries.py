@@ -175,7 +175,8 @@ _ATTEMPTS = text(
 )
 _GROUP = text(
     f"""
-    select groups.window, groups.backoffs, groups.next_at, groups.drainer_until > now() as is_drained,
+    select groups.window, groups.backoffs + groups.strays as backoffs, groups.next_at,
+        groups.drainer_until > now() as is_drained,
         pause.since as paused_since, pause.by as paused_by, pause.reason as paused_reason
     from (select cast(:group as text) as fingerprint) as wanted
     left join {SCHEMA}.replay_groups as groups on groups.fingerprint = wanted.fingerprint

@@ -169,6 +169,7 @@ def create_tables() -> None:
         sa.Column("graph", sa.Text()),
         sa.Column("window", sa.Integer(), server_default="1", nullable=False),
         sa.Column("backoffs", sa.Integer(), server_default="0", nullable=False),
+        sa.Column("strays", sa.Integer(), server_default="0", nullable=False),
         sa.Column("next_at", TIME),
         sa.Column("drainer", sa.UUID()),
         sa.Column("drainer_until", TIME),

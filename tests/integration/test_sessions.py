@@ -136,7 +136,9 @@ def waiting(settings: Settings) -> Iterator[Callable[[], int]]:
 @pytest.fixture
 def worker(serve: Callable[..., None], start_local: Callable[..., Any]) -> Any:
     serve(GRAPHS, talk={})
-    return start_local(ring_again_after=60)  # so that a bell was rung because of the commit
+    worker = start_local(ring_again_after=60)  # so that a bell was rung because of the commit
+    assert worker.runtime._sweeper.leads.wait(20)
+    return worker
 
 
 @BLOCKING

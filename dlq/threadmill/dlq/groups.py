@@ -197,8 +197,8 @@ class Group:
     among `TENANTS_LOOKED_AT` of its letters. trend: how many came in each of the last six spans of ten
     minutes, the latest last, each counted up to `GROUP_MOST`.
     window: how many may be replayed at once. backoffs: how many canaries have failed since one
-    succeeded. next_at: when the next may go. paused: why nothing of it is drained ("group", "graph"), or None. graph, node,
-    exception_type and reason are the newest letter's.
+    succeeded. next_at: when the next may go. paused: why nothing of it is drained ("group", "graph"), or
+    None. graph, node, exception_type and reason are the newest letter's.
     """
 
     fingerprint: str

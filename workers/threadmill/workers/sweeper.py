@@ -75,6 +75,7 @@ class Sweeper:
         self._herald = herald
         self._policies = policies
         self._stopping = threading.Event()
+        self.leads = threading.Event()  # and hears what is notified
         self._retention = Retention(settings)
         self._connection: psycopg.Connection[DictRow] | None = None
         self._answered_since = 0.0
@@ -105,6 +106,7 @@ class Sweeper:
                     self._answered_since = time.monotonic()
                     self._lead(connection)
             except Exception as error:  # whatever it is, it must not be the last sweep
+                self.leads.clear()
                 _log.warning("sweeper.interrupted", error=type(error).__name__)
                 self._stopping.wait(self._settings.sweep_interval)
 
@@ -113,7 +115,6 @@ class Sweeper:
         while not self._is_leader(connection):
             if self._stopping.wait(self._settings.sweep_interval):
                 return
-        _log.info("sweeper.leads")
         # A leader that is frozen keeps its connection, and with it the lock. Postgres ends a session from
         # which nothing has come for so long, and another leads.
         patience = round(max(self._settings.heartbeat_timeout / 2, 3 * self._settings.sweep_interval) * 1000)
@@ -123,6 +124,8 @@ class Sweeper:
         connection.execute(f"set lock_timeout = {round(self._settings.heartbeat_timeout * 250)}")
         connection.execute(f"listen {DOORBELL_CHANNEL}")
         connection.execute(f"listen {CANCELLED_CHANNEL}")
+        self.leads.set()
+        _log.info("sweeper.leads")
         while not self._stopping.is_set():
             self._sweep(connection)
             self._listen(connection)

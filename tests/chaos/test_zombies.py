@@ -17,14 +17,17 @@ from typing import Any
 
 import pytest
 
+from threadmill.core.event_stream import stream_key
+from threadmill.core.notice import connect_redis
 from threadmill.core.settings import Settings
-from threadmill.producers import Producer
+from threadmill.producers import Event, Producer, Run
 
 QUICK = {"heartbeat_interval": 0.2, "heartbeat_timeout": 1.0, "sweep_interval": 0.2, "ring_again_after": 1}
 
 GRAPHS = """
-    import operator, os
+    import asyncio, operator, os, sys
     from typing import Annotated
+    from langgraph.config import get_stream_writer
     from langgraph.graph import START, StateGraph
     from typing_extensions import TypedDict
 
@@ -36,6 +39,9 @@ GRAPHS = """
         return {"texts": [f"first {os.getpid()}"]}
 
     async def second(state):
+        get_stream_writer()("second begins")
+        if hasattr(sys, "zombie") and os.environ.get("WAITS"):
+            await asyncio.to_thread(sys.zombie.wait, 20)
         if state["texts"][0] == os.environ.get("FAILS"):
             raise ConnectionError("the zombie's own trouble")
         if state["texts"][0] == os.environ.get("BREAKS"):
@@ -50,7 +56,7 @@ GRAPHS = """
 
 # Freezes before the first call of the function that the test names.
 BOOTSTRAP = """
-import importlib, os, signal, sys
+import importlib, signal, sys, threading
 from threadmill.core.settings import Settings
 from threadmill.workers.heartbeat import Heartbeat
 from threadmill.workers.runtime import Runtime
@@ -60,13 +66,16 @@ module, owner, name, count = sys.argv[1].split(":")
 place = getattr(importlib.import_module(module), owner) if owner else importlib.import_module(module)
 original = getattr(place, name)
 calls = 0
+sys.zombie = threading.Event()  # set when it freezes
 
 async def freezing(*args, **kwargs):
     global calls
     calls += 1
     if calls == int(count):
         print("zombie.freezes", file=sys.stderr, flush=True)
-        os.kill(os.getpid(), signal.SIGSTOP)
+        sys.zombie.set()
+        # To this very thread: sent to the process, it might go on for a moment.
+        signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
         print("zombie.wakes", file=sys.stderr, flush=True)
     return await original(*args, **kwargs)
 
@@ -86,6 +95,7 @@ PLACES = {
     "a checkpoint": (f"{SENDS}:1", {}),
     "pending writes": ("threadmill.workers.checkpointer:BoundSaver:aput_writes:1", {}),
     "a later checkpoint": (f"{SENDS}:4", {}),
+    "a stream event": ("threadmill.workers.event_writer:EventWriter:_send:2", {"WAITS": "for it"}),
     "a store item": ("threadmill.workers.store:_FencedStore:abatch:1", {}),
     "its success": ("threadmill.workers.executor:Executor:_end:1", {}),
     "its retry": ("threadmill.workers.executor:Executor:_end:1", {"FAILS": "go"}),
@@ -165,11 +175,16 @@ def test_what_a_zombie_goes_on_to_write_is_refused(
     zombie: Callable[..., Zombie],
     start_worker: Callable[..., Any],
     producer: Producer,
+    settings: Settings,
     admin: Any,
 ) -> None:
     place, environment = PLACES[kind]
     frozen = zombie(place, hearing, environment)
-    run = producer.enqueue("work", {"texts": ["go"]}, tenant="acme", thread_id="t")
+    request: dict[str, Any] = {"tenant": "acme", "thread_id": "t", "stream_mode": ["updates", "custom"]}
+    run = producer.enqueue("work", {"texts": ["go"]}, **request)
+    shown: list[Event] = []
+    reader = threading.Thread(target=lambda: shown.extend(producer.stream(run.id, tenant="acme")))
+    reader.start()
     following = producer.enqueue("work", {"texts": ["next"]}, tenant="acme", thread_id="t")
     frozen.wait_for("zombie.freezes")
 
@@ -182,7 +197,16 @@ def test_what_a_zombie_goes_on_to_write_is_refused(
     frozen.wait_for("run.fenced")
 
     frozen.wait_for("run.ended")
+    reader.join(30)
     assert evidence(admin) == before, "nothing has changed since"
+    attempts = [event.attempt for event in shown]
+    assert attempts == sorted(attempts)
+    late = [event.attempt for event in producer.stream(run.id, tenant="acme")]
+    assert set(late) <= {2}
+    if kind == "a stream event":
+        assert (attempts, late) == ([1, 2, 2], [2, 2])
+        wait_for_event(1, 2, run, settings)  # it did write its second one
+        assert [event.attempt for event in producer.stream(run.id, tenant="acme")] == [2, 2]
     texts = producer.state("acme", "t").values["texts"]
     assert [text.split()[0] for text in texts] == ["go", "first", "second", "next", "first", "second"]
     assert admin.execute("select attempt, outcome, cause from attempts").fetchall() == [
@@ -191,6 +215,19 @@ def test_what_a_zombie_goes_on_to_write_is_refused(
     refused = [json.loads(line) for line in frozen.lines if "write.refused" in line]
     assert refused or hearing == "hearing"
     assert len({entry["run"] for entry in refused}) <= 1
+
+
+def wait_for_event(attempt: int, number: int, run: Run, settings: Settings) -> None:
+    redis = connect_redis(settings, timeout=30)
+    assert redis is not None
+    last, seen = "0", set()
+    with redis:
+        while (attempt, number) not in seen:
+            found: Any = redis.xread({stream_key(run.id): last}, block=20_000)
+            assert found, "nothing more is written"
+            for entry_id, fields in found[0][1]:
+                last = entry_id
+                seen.add((int(fields[b"attempt"]), int(fields[b"number"])))
 
 
 def evidence(admin: Any) -> list[Any]:

@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 from threadmill.cli.main import app
 from threadmill.core.doorbell import Bell
 from threadmill.core.logs import configure_logs
+from threadmill.core.revision import REVISION
 from threadmill.core.settings import Settings
 from threadmill.workers.executor import RunPostponed
 
@@ -436,16 +437,16 @@ def test_graphs_are_listed_from_the_file_and_from_the_ledger(
 
 
 def test_the_tables_go_down_and_up_again(run: Callable[..., Result], ask: Callable[..., Any]) -> None:
-    assert ask("db", "status") == {"revision": "0003", "expected": "0003", "current": True}
+    assert ask("db", "status") == {"revision": REVISION, "expected": REVISION, "current": True}
 
     assert run("db", "downgrade", "base", input="n\n").exit_code == 1
-    assert ask("db", "downgrade", "base", "--yes") == {"revision": None, "previous": "0003"}
+    assert ask("db", "downgrade", "base", "--yes") == {"revision": None, "previous": REVISION}
     assert ask("db", "status", ends=1)["current"] is False
     listed = run("runs", "list")
     assert (listed.exit_code, listed.stdout) == (1, "")
     assert "threadmill db upgrade" in listed.stderr
 
-    assert ask("db", "upgrade") == {"revision": "0003", "previous": None, "langgraph_tables": True}
+    assert ask("db", "upgrade") == {"revision": REVISION, "previous": None, "langgraph_tables": True}
     assert ask("runs", "list") == []
 
 
@@ -454,3 +455,28 @@ def test_an_unknown_revision_is_named(run: Callable[..., Result]) -> None:
 
     assert result.exit_code == 1
     assert "Can't locate revision identified by '4711'" in result.stderr
+
+
+@pytest.mark.usefixtures("served")
+def test_a_run_is_followed(run: Callable[..., Result], enqueue: Callable[..., Any]) -> None:
+    done = enqueue("speaker", "one", options=[*WAIT, "--stream-mode", "updates", "--stream-mode", "values"])
+
+    lines = [json.loads(line) for line in run("runs", "stream", done["id"], "--json").stdout.splitlines()]
+
+    assert [(line["mode"], line["data"]) for line in lines] == [
+        ("values", {"words": ["one"]}),
+        ("updates", {"speak": {"words": ["and"]}}),
+        ("values", {"words": ["one", "and"]}),
+    ]
+    shown = run("runs", "stream", done["id"], "--tenant", "acme", "--after", lines[0]["id"])
+    assert shown.stdout.splitlines()[0] == 'updates {"speak": {"words": ["and"]}}'
+    plain = enqueue("speaker", "two", options=WAIT)
+    refused = run("runs", "stream", plain["id"])
+    assert (refused.exit_code, refused.stdout) == (1, "")
+    assert "has no stream" in refused.stderr
+    unknown = run(
+        "enqueue", "speaker", "--tenant", "acme", "--thread", "t", "--input", "{}", "--stream-mode", "x"
+    )
+    assert errors(unknown) == [
+        "error: stream_mode='x': must be one of values, updates, messages, custom, tasks, checkpoints, debug"
+    ]

@@ -14,6 +14,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from threadmill.cli import checkup
 from threadmill.cli.checkup import Checkup, Finding
 from threadmill.core.notice import connect_redis
+from threadmill.core.revision import REVISION
 from threadmill.core.settings import Settings
 
 Admin = psycopg.Connection[Any]
@@ -104,7 +105,7 @@ def test_a_database_without_tables_is_to_be_migrated(settings: Settings, admin: 
     findings = look(settings)
 
     assert findings["migrations"].status == "fail"
-    assert findings["migrations"].detail == "the database holds no Threadmill tables, expected 0003"
+    assert findings["migrations"].detail == "the database holds no Threadmill tables, expected " + REVISION
     assert "threadmill db upgrade" in str(findings["migrations"].advice)
     assert findings["workers"].detail == "not checked: the database is not migrated"
 

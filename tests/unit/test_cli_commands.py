@@ -48,7 +48,7 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..
 def test_all_commands_are_there() -> None:
     assert set(COMMANDS) == {
         "dev", "demo", "worker", "flower", "enqueue", "doctor",
-        "runs list", "runs show", "runs cancel",
+        "runs list", "runs show", "runs stream", "runs cancel",
         "threads list", "threads show", "threads history",
         "dlq list", "dlq groups", "dlq show", "dlq stats",
         "dlq replay", "dlq jobs", "dlq stop", "dlq continue",

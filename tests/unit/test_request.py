@@ -196,6 +196,7 @@ def test_a_record_is_one_json_object_that_holds_everything() -> None:
         durability="sync",
         multitask_strategy="reject",
         on_dead_letter="hold",
+        stream_mode=["values", "custom", "values"],
     )
 
     policy = GraphPolicy(max_attempts=5, deadline=60)
@@ -215,6 +216,8 @@ def test_a_record_is_one_json_object_that_holds_everything() -> None:
         "deadline": "2999-01-01T00:00:00+00:00",
         "lifetime": 60,
         "idempotency_key": 'k"',
+        "stream_mode": ["custom", "values"],
+        "stream_subgraphs": False,
         "multitask_strategy": "reject",
         "durability": "sync",
         "on_dead_letter": "hold",

@@ -6,7 +6,7 @@ import datetime
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 from rich.text import Text
@@ -14,6 +14,7 @@ from rich.text import Text
 from threadmill.cli.invocation import JsonOption, OwnerOption, invocation_of
 from threadmill.cli.output import coloured, show, text
 from threadmill.cli.runs import run_view
+from threadmill.core.event_stream import StreamMode
 from threadmill.core.policy import Durability, OnDeadLetter
 from threadmill.producers import Producer, Run
 from threadmill.producers.request import MultitaskStrategy
@@ -104,6 +105,17 @@ def enqueue(
             help="If it fails for good, whether its thread's later runs go on or wait; default: the graph's."
         ),
     ] = None,
+    stream_mode: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODE",
+            help="What it tells while it runs, for `runs stream`: values, updates, messages, custom, tasks, "
+            "checkpoints or debug; may be given several times.",
+        ),
+    ] = None,
+    stream_subgraphs: Annotated[
+        bool, typer.Option("--stream-subgraphs", help="It tells that of its subgraphs, too.")
+    ] = False,
     multitask_strategy: Annotated[
         MultitaskStrategy, typer.Option(help="What to do on a thread with unfinished runs.")
     ] = "enqueue",
@@ -127,6 +139,8 @@ def enqueue(
             max_attempts=max_attempts,
             durability=durability,
             on_dead_letter=on_dead_letter,
+            stream_mode=cast(list[StreamMode], stream_mode) or None,
+            stream_subgraphs=stream_subgraphs,
             multitask_strategy=multitask_strategy,
         )
         if not wait:

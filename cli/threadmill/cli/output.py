@@ -73,6 +73,15 @@ def show(as_json: bool, document: Any, *views: Callable[[], RenderableType]) -> 
         out.print(view())
 
 
+def tell(as_json: bool, document: Any, view: Callable[[], RenderableType]) -> None:
+    """Prints one of many as it comes: as a JSON object on a line of its own, or for people its view."""
+    if as_json:
+        sys.stdout.write(json.dumps(document, ensure_ascii=False) + "\n")
+        sys.stdout.flush()
+    else:
+        console().print(view(), soft_wrap=True)
+
+
 def note(text: str) -> None:
     """Says something beside the result, on stderr, so that the result can be piped on."""
     console(stderr=True).print(Text(text, style="dim"))

@@ -1,8 +1,11 @@
-"""`threadmill runs`: list, show and cancel runs."""
+"""`threadmill runs`: list, show, follow and cancel runs."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from dataclasses import asdict
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -31,15 +34,16 @@ from threadmill.cli.output import (
     pretty,
     show,
     span,
+    tell,
     text,
     took,
 )
 from threadmill.cli.standing import Standing
 from threadmill.core.statement import Row, Rows
-from threadmill.producers import CancelAction, Producer, Run, RunError
+from threadmill.producers import CancelAction, Event, Producer, Run, RunError
 from threadmill.producers.run import timestamp
 
-app = typer.Typer(name="runs", help="List, show and cancel runs.", no_args_is_help=True)
+app = typer.Typer(name="runs", help="List, show, follow and cancel runs.", no_args_is_help=True)
 
 RunArgument = Annotated[str, typer.Argument(metavar="RUN_ID", help="The run's id.", show_default=False)]
 
@@ -92,6 +96,36 @@ def show_run(
         lambda: run_view(run, standing),
         lambda: _attempts_view(rows, standing, in_full=attempts),
     )
+
+
+@app.command(epilog="Example: `threadmill runs stream 0199c0de-0000-7000-8000-000000000000`")
+def stream(
+    context: typer.Context,
+    run_id: RunArgument,
+    after: Annotated[
+        str | None, typer.Option(metavar="EVENT_ID", help="Only what was told after this event.")
+    ] = None,
+    tenant: TenantOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What a run tells while it runs, as it comes, until it has ended; with --json, an object a line.
+
+    It must have been enqueued with `--stream-mode`.
+    """
+    settings = invocation_of(context).settings()
+    if tenant is None:
+        with Ledger(settings) as ledger:
+            tenant = ledger.run(run_id).tenant
+    with Producer(settings) as producer:
+        for event in producer.stream(run_id, tenant=tenant, after=after):
+            tell(as_json, asdict(event), partial(_event_line, event))
+
+
+def _event_line(event: Event) -> RenderableType:
+    where = text(f" {'/'.join(event.namespace)}" if event.namespace else "", style="dim")
+    missed = text(f" ({event.missed} before it are lost)" if event.missed else "", style="yellow")
+    data = text(json.dumps(event.data, ensure_ascii=False))
+    return Text.assemble((event.mode, "bold"), where, missed, " ", data)
 
 
 @app.command(epilog="Example: `threadmill runs cancel 0199c0de-0000-7000-8000-000000000000`")

@@ -15,6 +15,7 @@
     │   ├── ThreadBusy                `multitask_strategy="reject"`, and the thread has unfinished runs
     │   ├── NotReplayable             the dead letter is resolved, discarded or being replayed
     │   ├── JobNotRunning             the replay job is stopped or done
+    │   ├── NotStreamed               the run was enqueued without `stream_mode`, so it tells nothing
     │   ├── NotCancellable            the run is already finished
     │   └── QuotaExceeded             a bound on pending runs is reached
     │       └── TenantQuotaExceeded   the tenant's own
@@ -210,6 +211,19 @@ class JobNotRunning(Conflict):
 
     def __str__(self) -> str:
         return f"replay job {self.job_id} is {self.status}"
+
+
+class NotStreamed(Conflict):
+    """The run tells nothing while it runs."""
+
+    def __init__(self, run_id: str) -> None:
+        super().__init__(run_id)
+        self.run_id = run_id
+
+    def __str__(self) -> str:
+        return (
+            f"run {self.run_id} has no stream; enqueue it with stream_mode, on a fleet whose broker is Redis"
+        )
 
 
 class NotCancellable(Conflict):

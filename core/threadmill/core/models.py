@@ -113,6 +113,7 @@ class Run(Base):
     max_attempts; worker_losses those whose worker was lost; throttled is how many seconds the run has
     waited because it was told to. on_dead_letter: the run's own choice, before its graph's. replays: how
     often it was replayed, at last in replay_mode; state_patch: what is then to be changed in its state first.
+    stream_mode: what is told of it while it runs; None for nothing.
     scratch: the dead letter of which this is a trial on a copy; it leaves nothing behind.
     """
 
@@ -197,6 +198,8 @@ class Run(Base):
     payload_hash: Mapped[bytes | None] = mapped_column(LargeBinary)
     multitask_strategy: Mapped[str] = mapped_column(server_default="enqueue")
     durability: Mapped[str | None]
+    stream_mode: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
+    stream_subgraphs: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
     webhook: Mapped[str | None]
     trace_context: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
 

@@ -1,4 +1,4 @@
 """The revision of the tables that this code was written for."""
 
-REVISION = "0003"
+REVISION = "0004"
 REVISION_TABLE = "revisions"

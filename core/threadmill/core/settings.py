@@ -41,6 +41,8 @@ class Settings(BaseSettings):
     run_ttl: Annotated[float | None, _NONE] = Field(
         default=30 * 24 * 3600, gt=0, description="seconds a finished run is kept; None keeps it"
     )
+    max_stream_events: int = Field(default=10_000, ge=1, description="newest events kept of a run's stream")
+    stream_ttl: float = Field(default=600, gt=0, description="seconds a stream is kept after its last event")
     max_pending: Annotated[int | None, _NONE] = Field(
         default=None, ge=1, description="pending runs of all tenants together"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, Unpack
 
 from threadmill.core.database import AsyncDatabase, Database
@@ -23,6 +23,7 @@ from threadmill.producers import queries
 from threadmill.producers.cancellation import CancelAction
 from threadmill.producers.catalogue import Catalogue
 from threadmill.producers.enqueue import enqueue, enqueue_within
+from threadmill.producers.events import Event, follow, follow_async
 from threadmill.producers.quotas import Quotas
 from threadmill.producers.request import RunOptions, RunRequest, check_request
 from threadmill.producers.run import Run
@@ -183,6 +184,17 @@ class Producer:
                     raise WaitTimeout(run.id, run.status, timeout or 0)
                 wait(left)
 
+    def stream(self, run_id: str | uuid.UUID, *, tenant: str, after: str | None = None) -> Iterator[Event]:
+        """What the run tells while it runs, as it comes, until it has ended; `get` then has how it ended.
+
+        For runs that were enqueued with `stream_mode`. after: the id of the last event that is not wanted any
+        more; None begins with what there is. An event is shown only while its attempt holds the run's lease
+        or once that attempt has succeeded: none of a worker that was frozen and given up. Where Redis loses
+        events, `missed` of the next one counts them.
+        Raises RunNotFound and NotStreamed.
+        """
+        return follow(self._settings, self._database, run_id, tenant, after)
+
 
 class AsyncProducer:
     """`Producer` for asyncio: the same surface, awaited."""
@@ -308,3 +320,9 @@ class AsyncProducer:
                 if left <= 0:
                     raise WaitTimeout(run.id, run.status, timeout or 0)
                 await wait(left)
+
+    def stream(
+        self, run_id: str | uuid.UUID, *, tenant: str, after: str | None = None
+    ) -> AsyncIterator[Event]:
+        """See Producer.stream."""
+        return follow_async(self._settings, self._database, run_id, tenant, after)

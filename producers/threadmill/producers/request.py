@@ -6,7 +6,7 @@ import datetime
 import hashlib
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict, get_args
 
@@ -14,6 +14,7 @@ from uuid_utils.compat import uuid7
 
 from threadmill.core.document import to_json
 from threadmill.core.errors import InvalidInput, InvalidOption, ReservedKey
+from threadmill.core.event_stream import StreamMode
 from threadmill.core.keys import check_tenant, check_thread_id
 from threadmill.core.policy import Durability, GraphPolicy, OnDeadLetter
 from threadmill.core.settings import Settings
@@ -48,6 +49,8 @@ class RunOptions(TypedDict, total=False):
     durability: Durability | None
     multitask_strategy: MultitaskStrategy
     on_dead_letter: OnDeadLetter | None
+    stream_mode: StreamMode | Sequence[StreamMode] | None
+    stream_subgraphs: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,8 @@ class RunRequest:
     durability: str | None
     multitask_strategy: str
     on_dead_letter: str | None
+    stream_mode: list[str] | None
+    stream_subgraphs: bool
 
     def record(self, back: int, *, first: bool, policy: GraphPolicy) -> str:
         """The row as a JSON object, for `transitions.insert_runs`. policy: for what is left open."""
@@ -88,6 +93,8 @@ class RunRequest:
             "multitask_strategy": self.multitask_strategy,
             "durability": self.durability,
             "on_dead_letter": self.on_dead_letter,
+            "stream_mode": self.stream_mode,
+            "stream_subgraphs": self.stream_subgraphs,
         }
         # The documents are JSON text already: they are set into the object, not encoded again.
         documents = "".join(f',"{name}":{text}' for name, text in self.documents.items())
@@ -113,6 +120,8 @@ def check_request(
     durability: Durability | None = None,
     multitask_strategy: MultitaskStrategy = "enqueue",
     on_dead_letter: OnDeadLetter | None = None,
+    stream_mode: StreamMode | Sequence[StreamMode] | None = None,
+    stream_subgraphs: bool = False,
 ) -> RunRequest:
     """The request, if everything in it can be accepted. Raises the errors under InvalidRequest."""
     if not isinstance(graph, str) or not graph:
@@ -129,6 +138,7 @@ def check_request(
     _check_choice("durability", durability, (None, *get_args(Durability)))
     _check_choice("multitask_strategy", multitask_strategy, get_args(MultitaskStrategy))
     _check_choice("on_dead_letter", on_dead_letter, (None, *get_args(OnDeadLetter)))
+    modes = _checked_modes(stream_mode)
     _check_number("priority", priority, -MAX_PRIORITY, MAX_PRIORITY)
     if max_attempts is not None:
         _check_number("max_attempts", max_attempts, 1, 100)
@@ -169,7 +179,20 @@ def check_request(
         durability=durability,
         multitask_strategy=multitask_strategy,
         on_dead_letter=on_dead_letter,
+        stream_mode=modes,
+        stream_subgraphs=bool(stream_subgraphs),
     )
+
+
+def _checked_modes(stream_mode: object) -> list[str] | None:
+    if stream_mode is None:
+        return None
+    modes = [stream_mode] if isinstance(stream_mode, str) else stream_mode
+    if not isinstance(modes, Sequence) or not modes:
+        raise InvalidOption("stream_mode", stream_mode, "must be a mode or a list of modes")
+    for mode in modes:
+        _check_choice("stream_mode", mode, get_args(StreamMode))
+    return sorted(set(modes))
 
 
 def _check_command(command: Mapping[str, Any] | None) -> None:

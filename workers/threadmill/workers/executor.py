@@ -41,6 +41,7 @@ from threadmill.graphs import OPEN, USED, Classifier, Registry, Verdict, classif
 from threadmill.workers.attempts import Attempt, Attempts, Stop
 from threadmill.workers.burial import ENDED, Place, burial
 from threadmill.workers.ending import Burial, Retry, decide, requeue_parameters
+from threadmill.workers.event_writer import EventWriter
 from threadmill.workers.failure import Failure, describe, describe_bare, hooks_of
 from threadmill.workers.heartbeat import Heartbeat
 from threadmill.workers.herald import Herald
@@ -97,6 +98,7 @@ class Executor:
         heartbeat: Heartbeat,
         attempts: Attempts,
         stuck: StuckWork,
+        events: EventWriter,
         versions: Mapping[str, str],
         *,
         alone: bool,
@@ -111,6 +113,7 @@ class Executor:
         self._heartbeat = heartbeat
         self._attempts = attempts
         self._stuck = stuck
+        self._events = events
         self._versions = versions
         self._alone = alone
         self._on_node = on_node
@@ -178,7 +181,9 @@ class Executor:
         if run["scratch"] is not None:
             await self._try(attempt, policy)
             return
-        invocation = Invocation(attempt, policy, await patiently(self._database.pool), self._on_node)
+        events = None if run["stream_mode"] is None else self._events.stream(attempt.lease)
+        pool = await patiently(self._database.pool)
+        invocation = Invocation(attempt, policy, pool, self._on_node, events)
         work = asyncio.create_task(self._invoke(attempt, invocation), name=f"run {run['id']}")
         try:
             await self._wait(attempt, work, policy)

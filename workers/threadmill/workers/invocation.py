@@ -12,13 +12,15 @@ from langgraph.constants import CONF
 from langgraph.pregel import Pregel
 from langgraph.runtime import Runtime as GraphRuntime
 from langgraph.store.base import BaseStore
-from langgraph.types import Command, Send, StateSnapshot
+from langgraph.types import Command, Interrupt, Send, StateSnapshot, StreamMode
 
 from threadmill.core.policy import Durability, GraphPolicy
 from threadmill.core.statement import Row
 from threadmill.workers.attempts import Attempt
 from threadmill.workers.checkpointer import Aside, BoundSaver, stay_ahead_of
+from threadmill.workers.event_writer import EventStream
 from threadmill.workers.lease import Pool
+from threadmill.workers.output import INTERRUPT_KEY
 from threadmill.workers.state_patch import patch_writes
 from threadmill.workers.store import BoundStore
 
@@ -41,10 +43,13 @@ class Invocation:
         policy: GraphPolicy,
         pool: Pool,
         on_node: Callable[[str], None] | None,
+        events: EventStream | None,
     ) -> None:
+        """events: where what the run is asked to tell goes; None where it is asked for nothing."""
         run = attempt.run
         self._attempt = attempt
         self._policy = policy
+        self._events = events
         self._graph: Pregel[Any, Any, Any, Any] | None = None
         self.saver = BoundSaver(
             pool, run["tenant"], attempt.lease, None if run["replay_mode"] == "resume" else _aside(run)
@@ -72,13 +77,15 @@ class Invocation:
         await self.saver.clear_base(run["thread_id"])
         if run["state_patch"] is not None:
             await self._patch_state(graph)
-        return await graph.ainvoke(
-            await _graph_input(run, self.saver),
-            self.config,
-            context=run["context"],
-            durability=cast(Durability, run["durability"] or self._policy.durability),
-            control=self._attempt.control,
-        )
+        options: dict[str, Any] = {
+            "context": run["context"],
+            "durability": cast(Durability, run["durability"] or self._policy.durability),
+            "control": self._attempt.control,
+        }
+        given = await _graph_input(run, self.saver)
+        if self._events is None:
+            return await graph.ainvoke(given, self.config, **options)
+        return await _stream(graph, given, self.config, run, self._events, options)
 
     async def _patch_state(self, graph: Pregel[Any, Any, Any, Any]) -> None:
         """Changes the state from which the run goes on; once, as the run has no patch any more after it."""
@@ -101,6 +108,39 @@ class Invocation:
         if not (interrupted or graph.interrupt_before_nodes or graph.interrupt_after_nodes):
             return []
         return list((await graph.aget_state(self.config)).next)
+
+
+async def _stream(
+    graph: Pregel[Any, Any, Any, Any],
+    given: Any,
+    config: RunnableConfig,
+    run: Row,
+    events: EventStream,
+    options: Mapping[str, Any],
+) -> Any:
+    """What `ainvoke` returns, while what the run is asked to tell is told."""
+    modes = set(run["stream_mode"])
+    latest: Any = None
+    interrupts: list[Interrupt] = []
+    async for namespace, mode, payload in graph.astream(
+        given,
+        config,
+        stream_mode=cast(list[StreamMode], sorted({*modes, "updates", "values"})),
+        subgraphs=True,
+        **options,
+    ):
+        if mode in modes and (not namespace or run["stream_subgraphs"]):
+            events.write(mode, namespace, payload)
+        if namespace:
+            continue
+        if mode == "values":
+            latest = payload
+        elif mode == "updates" and isinstance(payload, dict):
+            interrupts += payload.get(INTERRUPT_KEY, ())
+    await events.flush()
+    if not interrupts:
+        return latest
+    return {**(latest if isinstance(latest, dict) else {}), INTERRUPT_KEY: interrupts}
 
 
 def configured(

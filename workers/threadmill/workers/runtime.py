@@ -23,6 +23,7 @@ from threadmill.core.transitions import announce_graph
 from threadmill.graphs import GraphDescription, Registry
 from threadmill.workers.attempts import Attempts, NodeThreads
 from threadmill.workers.cancellations import Cancellations
+from threadmill.workers.event_writer import EventWriter
 from threadmill.workers.executor import STOP_GRACE, BellDropped, Executor, RunFailed, RunPostponed
 from threadmill.workers.heartbeat import Heartbeat
 from threadmill.workers.herald import Herald
@@ -87,6 +88,7 @@ class Runtime:
         )
         self._sweeper = Sweeper(settings, self._doorbell, self._herald, self._policy)
         self._stuck = StuckWork(settings.drain_timeout, on_replace)
+        self._events = EventWriter(settings)
         self._slots: Slots
         self._quarantine: Quarantine
         self._executor: Executor
@@ -136,6 +138,7 @@ class Runtime:
             self._heartbeat,
             self._attempts,
             self._stuck,
+            self._events,
             versions,
             alone=self._alone,
             on_node=self._on_node,
@@ -188,6 +191,7 @@ class Runtime:
         self._loop.close()
 
     async def _end_tasks(self) -> None:
+        await self._events.close()
         self._database.break_off()  # whoever waits for Postgres could not even be cancelled
         await self._database.close()  # first: the pool's own tasks are not to be cancelled
         for _ in range(2):  # what is cancelled may leave a task behind

@@ -124,7 +124,7 @@ def admit_and_bind(*, fleet: bool) -> Executable:
     )
 
 
-_NEW_RUN = (
+_NEW_RUN: tuple[Column[Any], ...] = (
     Column("id", UUID(as_uuid=True)),
     Column("thread_id", Text),
     Column("back", BigInteger),  # how many runs of the same call follow on the same thread
@@ -145,12 +145,15 @@ _NEW_RUN = (
     Column("multitask_strategy", Text),
     Column("durability", Text),
     Column("on_dead_letter", Text),
+    Column("stream_mode", ARRAY(Text)),
+    Column("stream_subgraphs", Boolean),
     Column("trace_context", JSON),
 )
 # Those that are inserted as they came.
 _COPIED = (
     "graph", "input", "command", "config", "context", "metadata", "priority", "max_attempts",
-    "idempotency_key", "multitask_strategy", "durability", "on_dead_letter", "trace_context",
+    "idempotency_key", "multitask_strategy", "durability", "on_dead_letter", "stream_mode",
+    "stream_subgraphs", "trace_context",
 )  # fmt: skip
 
 

@@ -110,6 +110,8 @@ def claim() -> Executable:
             RUNS.c.context,
             RUNS.c.metadata,
             RUNS.c.durability,
+            RUNS.c.stream_mode,
+            RUNS.c.stream_subgraphs,
             RUNS.c.replays,
             RUNS.c.replay_mode,
             RUNS.c.state_patch,

@@ -142,7 +142,7 @@ def test_what_a_dead_dependency_has_failed_is_drained_when_it_is_back(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     serve(f"PORT = {dependency.port}\n" + _dedented(GRAPHS), **dict.fromkeys(GRAPH_NAMES, POLICY))
-    impatient = settings.model_copy(update=size.settings)
+    impatient = settings.model_copy(update={**size.settings, "max_replays": 100})
     for _ in range(2):
         start_worker(**size.settings)
     threads = bury(size, producer, admin)

@@ -32,10 +32,27 @@ Row = Mapping[str, Any]
 Rows = Sequence[Row]
 
 
+class Compiled(NamedTuple):
+    """A statement as psycopg takes it."""
+
+    sql: str
+    literals: Mapping[str, Any] = {}
+    processors: Mapping[str, Callable[[Any], Any]] = {}
+
+    def bind(self, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The parameters, literal ones included, converted as SQLAlchemy's types ask for."""
+        if not self.literals and not self.processors:
+            return parameters
+        values = {**self.literals, **parameters}
+        for name, process in self.processors.items():
+            values[name] = process(values[name])
+        return values
+
+
 class Step(NamedTuple):
     """One statement and the values of its named parameters."""
 
-    statement: Executable
+    statement: Executable | Compiled
     parameters: Mapping[str, Any]
 
 
@@ -55,24 +72,13 @@ Plan = Generator[Batch, list[Rows], T]
 DIALECT = PGDialect_psycopg()
 
 
-class Compiled(NamedTuple):
-    """A statement as psycopg takes it."""
-
-    sql: str
-    literals: Mapping[str, Any]
-    processors: Mapping[str, Callable[[Any], Any]]
-
-    def bind(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
-        """The parameters, literal ones included, converted as SQLAlchemy's types ask for."""
-        values = {**self.literals, **parameters}
-        for name, process in self.processors.items():
-            values[name] = process(values[name])
-        return values
+def compiled(statement: Executable | Compiled) -> Compiled:
+    """The statement compiled for psycopg; the transitions are built once, so each is compiled once."""
+    return statement if isinstance(statement, Compiled) else _compile(statement)
 
 
 @lru_cache(maxsize=256)
-def compiled(statement: Executable) -> Compiled:
-    """The statement compiled for psycopg; the transitions are built once, so each is compiled once."""
+def _compile(statement: Executable) -> Compiled:
     result = statement.compile(dialect=DIALECT)  # type: ignore[attr-defined]
     assert isinstance(result, SQLCompiler)
     processors = {}
@@ -184,7 +190,7 @@ def carry_out_within(caller: SyncCaller, plan: Plan[T]) -> T:
             return _continue(plan, next(plan), lambda batch: send(caller, batch))
 
     def execute(batch: Batch) -> list[Rows]:
-        return [_mappings(caller.execute(step.statement, dict(step.parameters))) for step in batch.steps]
+        return [_mappings(caller.execute(_executable(step), dict(step.parameters))) for step in batch.steps]
 
     with caller.begin_nested():
         return _continue(plan, next(plan), execute)
@@ -200,11 +206,16 @@ async def carry_out_within_async(caller: AsyncCaller, plan: Plan[T]) -> T:
 
     async def execute(batch: Batch) -> list[Rows]:
         return [
-            _mappings(await caller.execute(step.statement, dict(step.parameters))) for step in batch.steps
+            _mappings(await caller.execute(_executable(step), dict(step.parameters))) for step in batch.steps
         ]
 
     async with caller.begin_nested():
         return await _continue_async(plan, next(plan), execute)
+
+
+def _executable(step: Step) -> Executable:
+    assert not isinstance(step.statement, Compiled), "written for psycopg"
+    return step.statement
 
 
 def _mappings(result: Any) -> Rows:

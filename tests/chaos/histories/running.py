@@ -8,7 +8,6 @@ from typing import Any
 from uuid import UUID
 
 import psycopg
-from psycopg.types.json import Jsonb
 from tests.chaos.histories.model import Model
 from tests.chaos.histories.move import Context, Move, OfGrip, OfRun, bells_of, ended, holds, locked, policy_of
 from tests.chaos.histories.picture import TICK
@@ -16,7 +15,7 @@ from tests.chaos.histories.state import Ending, LaneId, Outcome, Request
 
 from threadmill.core.keys import thread_key
 from threadmill.core.settings import Settings
-from threadmill.core.statement import Batch, Plan, Step
+from threadmill.core.statement import Batch, Plan, Step, compiled
 from threadmill.core.transitions import (
     bury,
     claim,
@@ -29,7 +28,7 @@ from threadmill.producers.enqueue import enqueue
 from threadmill.producers.quotas import Quotas
 from threadmill.producers.request import check_request
 from threadmill.workers.burial import ENDED, Place, burial
-from threadmill.workers.checkpoint_writes import checkpoint_write, pending_writes
+from threadmill.workers.checkpoint_writes import Binding, CheckpointWrite, TaskWrites
 from threadmill.workers.ending import Retry, requeue_parameters
 from threadmill.workers.failure import Failure, describe
 from threadmill.workers.lease import FENCED
@@ -134,17 +133,16 @@ class WriteCheckpoint(OfGrip):
 
     def carry_out(self, connection: psycopg.Connection[Any], context: Context) -> Outcome:
         key = thread_key(*self.lane)
-        fields = {
-            "key": key,
-            "namespace": "",
-            "checkpoint_id": self.checkpoint,
-            "parent_id": self.parent,
-            "checkpoint": Jsonb({"channel_versions": {"channel": self.checkpoint}}),
-            "metadata": Jsonb({"run_id": str(self.run_id), "attempt": self.attempt}),
-        }
-        blobs = [(key, "", "channel", self.checkpoint, "bytes", b"value")]
-        binding = {"tenant": self.lane[0], **self.held()}
-        return _write(connection, *checkpoint_write(binding, fields, blobs))
+        write = CheckpointWrite(
+            key=key,
+            namespace="",
+            checkpoint_id=self.checkpoint,
+            parent_id=self.parent,
+            checkpoint={"channel_versions": {"channel": self.checkpoint}},
+            metadata={"run_id": str(self.run_id), "attempt": self.attempt},
+            blobs=[(key, "", "channel", self.checkpoint, "bytes", b"value")],
+        )
+        return _write(connection, write.statement(Binding(self.lane[0], self.run_id, self.attempt)))
 
     def apply(self, model: Model, seen: Outcome) -> Outcome:
         return model.write(self.run_id, self.attempt, self.checkpoint, self.parent)
@@ -159,16 +157,16 @@ class WritePending(OfGrip):
 
     def carry_out(self, connection: psycopg.Connection[Any], context: Context) -> Outcome:
         row = (thread_key(*self.lane), "", self.checkpoint, self.task, "", 0, "channel", "bytes", b"value")
-        binding = {"tenant": self.lane[0], **self.held()}
-        return _write(connection, *pending_writes(binding, [("channel", "value")], [row]))
+        write = TaskWrites([row], replaces=False)
+        return _write(connection, write.statement(Binding(self.lane[0], self.run_id, self.attempt)))
 
     def apply(self, model: Model, seen: Outcome) -> Outcome:
         return model.write_pending(self.run_id, self.attempt, self.task, self.checkpoint)
 
 
-def _write(connection: psycopg.Connection[Any], sql: str, parameters: dict[str, Any]) -> Outcome:
+def _write(connection: psycopg.Connection[Any], step: Step) -> Outcome:
     try:
-        connection.execute(sql.encode(), parameters)
+        connection.execute(compiled(step.statement).sql.encode(), step.parameters)
     except psycopg.Error as error:
         if error.sqlstate != FENCED:
             raise

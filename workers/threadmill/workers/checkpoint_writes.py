@@ -1,7 +1,8 @@
 """The checkpointer's two hot writes, each as one SQL statement that binds, fences and writes.
 
 The stock saver sends a statement for each row, and the fence would be one more. One statement needs no
-pipeline and no explicit transaction: a third of the messages, and less of both sides' CPU.
+pipeline and no explicit transaction: a third of the messages, and less of both sides' CPU. Of several that
+go out in one transaction the first binds and fences for all.
 
 What makes it right: `bound` is computed before any row of the selects that read it, so the tenant is set
 before row-level security looks at a row, and a fence that raises undoes the statement. Were it otherwise,
@@ -13,13 +14,16 @@ plan, made for arrays of ten, too dear for arrays of one, and plan the statement
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
-from langgraph.checkpoint.base import WRITES_IDX_MAP
+from psycopg.types.json import Jsonb
 
 from threadmill.core.models import SCHEMA
+from threadmill.core.statement import Compiled, Step
 from threadmill.core.transitions import TENANT_SETTING
 
 # A blob as `BasePostgresSaver._dump_blobs` gives it: thread, namespace, channel, version, type, bytes.
@@ -34,14 +38,26 @@ _BLOB = {"channels": "text", "versions": "text", "types": "text", "blobs": "byte
 _WRITE = {"indexes": "int", "channels": "text", "types": "text", "blobs": "bytea"}
 
 
-class Write(NamedTuple):
-    """One statement with its named parameters."""
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """Whom a write is made for: the tenant, and the run and attempt whose lease fences it, if any."""
 
-    sql: str
-    parameters: dict[str, Any]
+    tenant: str
+    run_id: uuid.UUID | None = None
+    attempt: int | None = None
+
+    def parameters(self, *, first: bool) -> dict[str, Any]:
+        """first: of its transaction, so that it binds and fences."""
+        if not first:
+            return {}
+        if self.run_id is None:
+            return {"tenant": self.tenant}
+        return {"tenant": self.tenant, "run_id": self.run_id, "attempt": self.attempt}
 
 
-def _bound(fenced: bool) -> str:
+def _bound(first: bool, fenced: bool) -> str:
+    if not first:
+        return "bound as materialized (select)"
     fence = f", {SCHEMA}.fence(%(run_id)s, %(attempt)s)" if fenced else ""
     return f"bound as materialized (select set_config('{TENANT_SETTING}', %(tenant)s, true){fence})"
 
@@ -64,93 +80,121 @@ def _values(columns: Mapping[str, Sequence[Any]], count: int) -> dict[str, Any]:
     return {f"{name}_{row}": value for name, values in columns.items() for row, value in enumerate(values)}
 
 
-@lru_cache(maxsize=64)
-def _checkpoint_sql(fenced: bool, blobs: int | None) -> str:
+@lru_cache(maxsize=128)
+def _checkpoint_sql(first: bool, fenced: bool, blobs: int | None) -> Compiled:
     stored = f""", blobs as (
             insert into {SCHEMA}.checkpoint_blobs (thread_id, checkpoint_ns, channel, version, type, blob)
             select %(key)s, %(namespace)s, blob.*
             from bound cross join {_table(_BLOB, blobs or 0)} as blob
             on conflict (thread_id, checkpoint_ns, channel, version) do nothing
         )"""  # noqa: S608 - constants
-    return f"""
-        with {_bound(fenced)}{stored if blobs is not None else ""}
+    return Compiled(f"""
+        with {_bound(first, fenced)}{stored if blobs is not None else ""}
         insert into {SCHEMA}.checkpoints
             (thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata)
         select %(key)s, %(namespace)s, %(checkpoint_id)s, %(parent_id)s, %(checkpoint)s, %(metadata)s
         from bound
         on conflict (thread_id, checkpoint_ns, checkpoint_id)
             do update set checkpoint = excluded.checkpoint, metadata = excluded.metadata
-    """  # noqa: S608 - constants
+    """)  # noqa: S608 - constants
 
 
-@lru_cache(maxsize=64)
-def _writes_sql(fenced: bool, replaces: bool, count: int) -> str:
+@lru_cache(maxsize=128)
+def _writes_sql(first: bool, fenced: bool, replaces: bool, count: int) -> Compiled:
     conflict = (
         "do update set channel = excluded.channel, type = excluded.type, blob = excluded.blob, "
         "run_id = excluded.run_id"
         if replaces
         else "do nothing"
     )
-    return f"""
-        with {_bound(fenced)}
+    return Compiled(f"""
+        with {_bound(first, fenced)}
         insert into {SCHEMA}.checkpoint_writes
             (run_id, thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, blob)
-        select {"%(run_id)s" if fenced else "null::uuid"},
+        select {"%(run_id)s::uuid" if fenced else "null::uuid"},
             %(key)s, %(namespace)s, %(checkpoint_id)s, %(task_id)s, %(task_path)s, one.*
         from bound cross join {_table(_WRITE, count)} as one
         on conflict (thread_id, checkpoint_ns, checkpoint_id, task_id, idx) {conflict}
-    """  # noqa: S608 - constants
+    """)  # noqa: S608 - constants
 
 
-def checkpoint_write(
-    binding: Mapping[str, Any], fields: Mapping[str, Any], blobs: Sequence[BlobRow]
-) -> Write:
-    """Saves a checkpoint and the blobs that it is the first to use.
+@dataclass(frozen=True, slots=True)
+class CheckpointWrite:
+    """A checkpoint, and the blobs that it is the first to use."""
 
-    binding: tenant, and with a lease run_id and attempt. fields: key, namespace, checkpoint_id, parent_id,
-    checkpoint, metadata.
-    """
-    columns: dict[str, Sequence[Any]] = {
-        "channels": [row[2] for row in blobs],
-        "versions": [row[3] for row in blobs],
-        "types": [row[4] for row in blobs],
-        "blobs": [row[5] for row in blobs],
-    }
-    count = len(blobs) if len(blobs) <= FEW else 0
-    sql = _checkpoint_sql("run_id" in binding, count if blobs else None)
-    return Write(sql, {**binding, **fields, **_values(columns, count)})
+    key: str
+    namespace: str
+    checkpoint_id: str
+    parent_id: str | None
+    checkpoint: Mapping[str, Any]
+    metadata: Mapping[str, Any]
+    blobs: Sequence[BlobRow]
+
+    def statement(self, binding: Binding, *, first: bool = True) -> Step:
+        """first: of its transaction."""
+        columns: dict[str, Sequence[Any]] = {
+            "channels": [row[2] for row in self.blobs],
+            "versions": [row[3] for row in self.blobs],
+            "types": [row[4] for row in self.blobs],
+            "blobs": [row[5] for row in self.blobs],
+        }
+        count = len(self.blobs) if len(self.blobs) <= FEW else 0
+        fields = {
+            "key": self.key,
+            "namespace": self.namespace,
+            "checkpoint_id": self.checkpoint_id,
+            "parent_id": self.parent_id,
+            "checkpoint": Jsonb(self.checkpoint),
+            "metadata": Jsonb(self.metadata),
+        }
+        sql = _checkpoint_sql(first, binding.run_id is not None, count if self.blobs else None)
+        return Step(sql, {**binding.parameters(first=first), **fields, **_values(columns, count)})
 
 
-def pending_writes(
-    binding: Mapping[str, Any],
-    writes: Sequence[tuple[str, Any]],
-    rows: Sequence[WriteRow],
-    *,
-    replaces: bool | None = None,
-) -> Write:
-    """Saves what one task wrote. rows: of the writes, one or more, all of one task.
+@dataclass(frozen=True, slots=True)
+class TaskWrites:
+    """What one task wrote, beside a checkpoint. rows: one or more. replaces: what stands at their index."""
 
-    replaces: what stands at their index. By default, as in the stock saver, writes to LangGraph's own
-    channels do and others leave it.
-    """
-    if replaces is None:
-        replaces = all(channel in WRITES_IDX_MAP for channel, _ in writes)
-    if replaces:  # one statement may not replace a row twice; the last one counts
-        rows = list({row[5]: row for row in rows}.values())
-    key, namespace, checkpoint_id, task_id, task_path = rows[0][:5]
-    fields = {
-        "key": key,
-        "namespace": namespace,
-        "checkpoint_id": checkpoint_id,
-        "task_id": task_id,
-        "task_path": task_path,
-    }
-    columns: dict[str, Sequence[Any]] = {
-        "indexes": [row[5] for row in rows],
-        "channels": [row[6] for row in rows],
-        "types": [row[7] for row in rows],
-        "blobs": [row[8] for row in rows],
-    }
-    count = len(rows) if len(rows) <= FEW else 0
-    sql = _writes_sql("run_id" in binding, replaces, count)
-    return Write(sql, {**binding, **fields, **_values(columns, count)})
+    rows: Sequence[WriteRow]
+    replaces: bool
+
+    @property
+    def namespace(self) -> str:
+        return self.rows[0][1]
+
+    @property
+    def checkpoint_id(self) -> str:
+        return self.rows[0][2]
+
+    def statement(self, binding: Binding, *, first: bool = True) -> Step:
+        """first: of its transaction."""
+        rows = self.rows
+        if self.replaces:  # one statement may not replace a row twice; the last one counts
+            rows = list({row[5]: row for row in rows}.values())
+        key, namespace, checkpoint_id, task_id, task_path = rows[0][:5]
+        fields = {
+            "key": key,
+            "namespace": namespace,
+            "checkpoint_id": checkpoint_id,
+            "task_id": task_id,
+            "task_path": task_path,
+        }
+        columns: dict[str, Sequence[Any]] = {
+            "indexes": [row[5] for row in rows],
+            "channels": [row[6] for row in rows],
+            "types": [row[7] for row in rows],
+            "blobs": [row[8] for row in rows],
+        }
+        count = len(rows) if len(rows) <= FEW else 0
+        fenced = binding.run_id is not None
+        by = {"run_id": binding.run_id} if fenced else {}
+        sql = _writes_sql(first, fenced, self.replaces, count)
+        return Step(sql, {**by, **binding.parameters(first=first), **fields, **_values(columns, count)})
+
+
+Write = CheckpointWrite | TaskWrites
+
+
+def statements(binding: Binding, writes: Sequence[Write]) -> list[Step]:
+    """Those of one transaction."""
+    return [write.statement(binding, first=number == 0) for number, write in enumerate(writes)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import uuid
 from collections.abc import AsyncIterator, Collection, Sequence
@@ -12,6 +13,7 @@ from typing import Any, cast
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import (
+    WRITES_IDX_MAP,
     ChannelVersions,
     Checkpoint,
     CheckpointMetadata,
@@ -25,13 +27,19 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
 from psycopg import AsyncCursor
 from psycopg.rows import DictRow, dict_row
-from psycopg.types.json import Jsonb
 
 from threadmill.core.errors import ForeignThread
 from threadmill.core.keys import thread_key
-from threadmill.core.statement import compiled
+from threadmill.core.statement import Step, compiled
 from threadmill.core.transitions import clear_base
-from threadmill.workers.checkpoint_writes import WriteRow, checkpoint_write, pending_writes
+from threadmill.workers.checkpoint_writes import (
+    Binding,
+    CheckpointWrite,
+    TaskWrites,
+    Write,
+    WriteRow,
+    statements,
+)
 from threadmill.workers.lease import Lease, Pool, bound_connection, session_bound_connection
 from threadmill.workers.patience import patiently
 from threadmill.workers.state_patch import NULL_TASK_ID, PatchWrite
@@ -40,6 +48,9 @@ from threadmill.workers.write_group import WriteGroup
 # Strict: what is no safe type and not in a graph's own state comes back as plain data, never as an object
 # that a crafted blob names. The default serialiser rebuilds anything importable.
 STRICT = JsonPlusSerializer(allowed_msgpack_modules=None)
+
+# LangGraph's own (langgraph._internal._constants): which node an error handler is called for.
+ERROR_SOURCE_NODE = "__error_source_node__"
 
 # Which checkpoints are of effect, where some are not. A subgraph's stand under the parent's checkpoint from
 # which it was called, and are newer: what earlier runs have left there, which stopped at a question and were
@@ -100,12 +111,21 @@ class BoundSaver(AsyncPostgresSaver):
     With a lease, writes go to the lease's thread only (ForeignThread) and while it holds (LeaseLost).
     Without one the saver reads and maintains, which is for Threadmill's own use.
 
+    In the background, a write returns at once and is made as soon as those before it are; what has not been
+    sent when the attempt ends is `take_writes`'s. A read is made when they are all committed.
+
     With `aside`, the newest checkpoint is the newest that is of effect; one that is asked for by its id, and
     the history, are given as they are.
     """
 
     def __init__(
-        self, pool: Pool, tenant: str, lease: Lease | None = None, aside: Aside | None = None
+        self,
+        pool: Pool,
+        tenant: str,
+        lease: Lease | None = None,
+        aside: Aside | None = None,
+        *,
+        background: bool = False,
     ) -> None:
         super().__init__(pool, serde=STRICT)
         self._pool = pool
@@ -113,7 +133,10 @@ class BoundSaver(AsyncPostgresSaver):
         self._lease = lease
         self._aside = aside
         self._pruning = False
-        self._writes = WriteGroup(pool, lease)
+        self._background = background
+        self._binding = Binding(tenant, *(() if lease is None else (lease.run_id, lease.attempt)))
+        self._writes = WriteGroup(pool, self._binding, lease)
+        self._taken: list[Write] = []
         self.progress = Progress()
 
     @asynccontextmanager
@@ -124,6 +147,7 @@ class BoundSaver(AsyncPostgresSaver):
             async with session_bound_connection(self._pool, self._tenant) as connection:
                 yield connection.cursor(binary=True, row_factory=dict_row)
             return
+        await self._writes.flush()
         lease = self._lease if pipeline else None
         async with (
             bound_connection(self._pool, self._tenant, lease) as connection,
@@ -204,18 +228,19 @@ class BoundSaver(AsyncPostgresSaver):
         namespace = target["checkpoint_ns"]
         inline, stored = _split(checkpoint["channel_values"])
         versions = {name: version for name, version in new_versions.items() if name in stored}
-        fields = {
-            "key": target["thread_id"],
-            "namespace": namespace,
-            "checkpoint_id": checkpoint["id"],
-            "parent_id": target.get("checkpoint_id"),
-            "checkpoint": Jsonb({**checkpoint, "channel_values": inline}),
-            "metadata": Jsonb(get_serializable_checkpoint_metadata(config, metadata)),
-        }
         # Serialised here, not in a thread as the stock saver does: the interpreter's lock lets a thread do
         # nothing meanwhile, and two hops cost more than most values.
         blobs = self._dump_blobs(target["thread_id"], namespace, stored, versions)
-        await self._writes.write(checkpoint_write(self._binding(), fields, blobs))
+        write = CheckpointWrite(
+            key=target["thread_id"],
+            namespace=namespace,
+            checkpoint_id=checkpoint["id"],
+            parent_id=target.get("checkpoint_id"),
+            checkpoint={**checkpoint, "channel_values": inline},
+            metadata=get_serializable_checkpoint_metadata(config, metadata),
+            blobs=blobs,
+        )
+        await self._write(write, waits=not self._background)
         if not namespace:
             self.progress.checkpoint_id = checkpoint["id"]
         return {
@@ -238,7 +263,38 @@ class BoundSaver(AsyncPostgresSaver):
             target["thread_id"], target["checkpoint_ns"], target["checkpoint_id"], task_id, task_path, writes
         )
         if rows:
-            await self._writes.write(pending_writes(self._binding(), writes, rows))
+            # As in the stock saver, writes to LangGraph's own channels replace what is there.
+            replaces = all(channel in WRITES_IDX_MAP for channel, _ in writes)
+            # An error handler runs only once it is known for good whose error it handles.
+            handled = any(channel == ERROR_SOURCE_NODE for channel, _ in writes)
+            await self._write(TaskWrites(rows, replaces), waits=handled or not self._background)
+
+    async def _write(self, write: Write, *, waits: bool) -> None:
+        if waits:
+            await self._writes.write(write)
+        else:
+            self._writes.put(write)
+
+    async def flush(self) -> None:
+        """Returns when all that was written by now is committed, or could not be."""
+        await self._writes.flush()
+
+    async def take_writes(self) -> list[Step]:
+        """What is still to be written, for the caller's transaction, which it binds and fences.
+
+        Raises LeaseLost, or why an earlier write could not be made.
+        """
+        self._taken = await self._writes.take()
+        return statements(self._binding, self._taken)
+
+    async def write_taken(self) -> None:
+        """Writes what was taken after all, each by itself. Raises why the first that could not be was not."""
+        made = await asyncio.gather(
+            *(self._writes.write(write) for write in self._taken), return_exceptions=True
+        )
+        for error in made:
+            if error is not None:
+                raise error
 
     def ignore(self, aside: Aside) -> None:
         """Has these checkpoints be of no effect from now on."""
@@ -257,13 +313,12 @@ class BoundSaver(AsyncPostgresSaver):
             (*place, NULL_TASK_ID, "", write.position, write.channel, *self.serde.dumps_typed(write.value))
             for write in writes
         ]
-        named = [(write.channel, write.value) for write in writes]
-        write = pending_writes(self._binding(), named, rows, replaces=True) if rows else None
+        write = TaskWrites(rows, replaces=True).statement(self._binding) if rows else None
 
         async def send() -> None:
             async with bound_connection(self._pool, self._tenant, lease) as connection:
                 if write is not None:
-                    await connection.execute(write.sql, write.parameters, binary=True)
+                    await connection.execute(compiled(write.statement).sql, write.parameters, binary=True)
                 await connection.execute(_PATCHED, {"run_id": lease.run_id})
 
         await patiently(send)
@@ -297,12 +352,6 @@ class BoundSaver(AsyncPostgresSaver):
             live = f"and {_IS_LIVE}"
             parameters |= self._bounds(key, self._aside)
         return await self._ask(_HOLDS_WRITES.format(live=live), parameters) is not None
-
-    def _binding(self) -> dict[str, Any]:
-        """What binds a write to the tenant and, with a lease, fences it."""
-        if self._lease is None:
-            return {"tenant": self._tenant}
-        return {"tenant": self._tenant, "run_id": self._lease.run_id, "attempt": self._lease.attempt}
 
     async def adelete_thread(self, thread_id: str) -> None:
         keyed = self._writable({"configurable": {"thread_id": thread_id}})

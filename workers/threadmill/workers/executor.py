@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
+import psycopg
 import structlog
 from langgraph.errors import GraphDrained
 from langgraph.types import StateSnapshot
@@ -46,6 +47,7 @@ from threadmill.workers.failure import Failure, describe, describe_bare, hooks_o
 from threadmill.workers.heartbeat import Heartbeat
 from threadmill.workers.herald import Herald
 from threadmill.workers.invocation import Invocation, checkpoint_id, failed_node
+from threadmill.workers.lease import FENCED
 from threadmill.workers.output import as_json, interrupts_of, select_output
 from threadmill.workers.patience import patiently
 from threadmill.workers.rescue import last_checkpoint
@@ -197,7 +199,7 @@ class Executor:
         except LeaseLost:
             raise
         except GraphDrained:
-            await self._hand_over(attempt, "drain")
+            await self._hand_over(attempt, invocation, "drain")
         except Exception as error:
             try:
                 await self._fail(attempt, invocation, policy, error)
@@ -270,7 +272,7 @@ class Executor:
             case "taken" | "cut off":
                 raise attempt.lease.lost_now()
             case "drain timeout":
-                await self._hand_over(attempt, "drain timeout")
+                await self._hand_over(attempt, invocation, "drain timeout")
             case "timeout":
                 await self._time_out(attempt, invocation, policy)
             case "deadline":
@@ -300,11 +302,18 @@ class Executor:
             "next_nodes": next_nodes,
             "dependencies": list(attempt.dependencies),
         }
-        await self._finish(attempt, "success", Step(succeed(), parameters))
+        writes = await invocation.saver.take_writes()
+        try:
+            await self._finish(attempt, "success", Step(succeed(), parameters), writes=writes)
+        except psycopg.Error:
+            if writes:  # one of them may be refused for what it holds, and the others not
+                await invocation.saver.write_taken()
+            raise
 
-    async def _hand_over(self, attempt: Attempt, cause: str) -> None:
+    async def _hand_over(self, attempt: Attempt, invocation: Invocation, cause: str) -> None:
         """Gives the run to another worker, at no cost. Always raises RunPostponed."""
         retry = Retry(0, spent=False, waits=0, cause=cause)
+        await invocation.saver.flush()
         await self._finish(attempt, "pending", Step(requeue("drained"), requeue_parameters(retry)))
         _log.info("run.handed_over", cause=cause)
         raise RunPostponed
@@ -439,15 +448,20 @@ class Executor:
         await self._end(attempt, status, steps, ENDED, *breaker)
         raise RunFailed(f"{failure.exception_type}: see `threadmill runs show {run['id']}`") from None
 
-    async def _finish(self, attempt: Attempt, status: str, end: Step, *more: Step) -> None:
+    async def _finish(
+        self, attempt: Attempt, status: str, end: Step, *more: Step, writes: Sequence[Step] = ()
+    ) -> None:
         """Ends the attempt and finds the thread's next run, in one round trip; then tells whoever waits.
 
-        more: what is to be done in the same transaction, and its last row logged. Raises LeaseLost.
+        more: what is to be done in the same transaction, and its last row logged. writes: what the graph has
+        written and is not yet saved. Raises LeaseLost.
         """
         run = attempt.run
         held = {"run_id": run["id"], "attempt": run["attempt"]}
+        # The lane first, as whoever takes the run away holds it too before the run's row.
         lock = Step(lock_thread(), {"tenant": run["tenant"], "thread_id": run["thread_id"]})
-        await self._end(attempt, status, [lock, Step(end.statement, {**end.parameters, **held})], 1, *more)
+        steps = [lock, *writes, Step(end.statement, {**end.parameters, **held})]
+        await self._end(attempt, status, steps, len(steps) - 1, *more)
 
     async def _end(
         self, attempt: Attempt, status: str, steps: list[Step], ended_at: int, *more: Step
@@ -459,7 +473,12 @@ class Executor:
         async def send() -> list[Rows]:
             nonlocal tries
             tries += 1
-            return await self._database.carry_out(_rows([*steps, *more]))
+            try:
+                return await self._database.carry_out(_rows([*steps, *more]))
+            except psycopg.Error as error:
+                if error.sqlstate != FENCED:
+                    raise
+                return [[] for _ in (*steps, *more)]
 
         results = await patiently(send)
         ended, others = results[ended_at], results[len(steps) :]

@@ -51,8 +51,13 @@ class Invocation:
         self._policy = policy
         self._events = events
         self._graph: Pregel[Any, Any, Any, Any] | None = None
+        self._durability = cast(Durability, run["durability"] or policy.durability)
         self.saver = BoundSaver(
-            pool, run["tenant"], attempt.lease, None if run["replay_mode"] == "resume" else _aside(run)
+            pool,
+            run["tenant"],
+            attempt.lease,
+            None if run["replay_mode"] == "resume" else _aside(run),
+            background=self._durability != "sync",
         )
         self.config = configured(
             run, policy, self.saver, BoundStore(pool, run["tenant"], attempt.lease), on_node
@@ -79,7 +84,7 @@ class Invocation:
             await self._patch_state(graph)
         options: dict[str, Any] = {
             "context": run["context"],
-            "durability": cast(Durability, run["durability"] or self._policy.durability),
+            "durability": self._durability,
             "control": self._attempt.control,
         }
         given = await _graph_input(run, self.saver)

@@ -2,8 +2,8 @@
 
 LangGraph saves in the background, so several writes of an attempt are often due at once. Each would be a
 transaction; a group is one transaction in one round trip, as in a database's group commit: nothing is
-delayed to wait for company, and a caller is told only once its write is committed. While Postgres is away,
-what waits goes on waiting.
+delayed to wait for company. What is still waiting when the attempt ends goes out with its end, in the same
+transaction (`take`). While Postgres is away, what waits goes on waiting.
 """
 
 from __future__ import annotations
@@ -13,41 +13,72 @@ from collections.abc import Sequence
 
 import psycopg
 
-from threadmill.workers.checkpoint_writes import Write
+from threadmill.core.statement import Step, compiled
+from threadmill.workers.checkpoint_writes import Binding, Write, statements
 from threadmill.workers.lease import Lease, Pool, lease_lost
 from threadmill.workers.patience import is_outage, patiently
 
-Waiting = tuple[Write, "asyncio.Future[None]"]
+# A write, and who waits until it is committed, if anybody does.
+Waiting = tuple[Write, "asyncio.Future[None] | None"]
 
 
 class WriteGroup:
     """Sends writes over one connection at a time, in the order in which they came."""
 
-    def __init__(self, pool: Pool, lease: Lease | None) -> None:
+    def __init__(self, pool: Pool, binding: Binding, lease: Lease | None) -> None:
         self._pool = pool
+        self._binding = binding
         self._lease = lease
         self._waiting: list[Waiting] = []
         self._sender: asyncio.Task[None] | None = None
+        self._failure: Exception | None = None  # of a write for which nobody waits
+
+    def put(self, write: Write) -> None:
+        """Has it written, and returns at once. Raises LeaseLost, or why an earlier one could not be."""
+        self._add(write, None)
 
     async def write(self, write: Write) -> None:
         """Returns when the write is committed, however long Postgres is away.
 
         Raises LeaseLost, with nothing written, or Postgres' error.
         """
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._add(write, done)
+        await done
+
+    async def flush(self) -> None:
+        """Returns when all that came by now is committed, or could not be."""
+        while self._sender is not None:
+            await asyncio.wait({self._sender})
+
+    async def take(self) -> list[Write]:
+        """What waits and has not been sent, in order; it is the caller's to write now.
+
+        Returns when nothing is under way any more. Raises why an earlier write could not be made.
+        """
+        waiting, self._waiting = self._waiting, []
+        await self.flush()
+        self._raise_failure()
+        return [write for write, _ in waiting]
+
+    def _add(self, write: Write, done: asyncio.Future[None] | None) -> None:
         if self._lease is not None:
             self._lease.check("checkpoint")
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._raise_failure()
         self._waiting.append((write, done))
         if self._sender is None:
             self._sender = asyncio.create_task(self._send_all(), name="threadmill-writes")
-        await done
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
 
     async def _send_all(self) -> None:
         try:
             while self._waiting:
                 await patiently(self._send_next)
         except BaseException as error:  # the lease is lost meanwhile, or the process stops
-            _fail(self._waiting, error)
+            self._fail(self._waiting, error)
             self._waiting = []
             if not isinstance(error, Exception):
                 raise
@@ -60,21 +91,24 @@ class WriteGroup:
             self._lease.check("checkpoint")
         async with self._pool.connection() as connection:
             group, self._waiting = self._waiting, []
+            if not group:  # it was taken while this waited for a connection
+                return
             try:
                 await self._send(connection, group)
             except Exception:
                 # Where it was committed after all, it is written a second time, to the same effect.
-                self._waiting = [*(one for one in group if not one[1].done()), *self._waiting]
+                self._waiting = [*(one for one in group if not _is_done(one)), *self._waiting]
                 raise
 
     async def _send(self, connection: psycopg.AsyncConnection[object], group: Sequence[Waiting]) -> None:
+        made = statements(self._binding, [write for write, _ in group])
         try:
-            if len(group) == 1:
-                await _execute(connection, group[0][0])
+            if len(made) == 1:
+                await _execute(connection, made[0])
             else:
                 async with connection.pipeline():  # on an autocommit connection, one transaction
-                    for write, _ in group:
-                        await _execute(connection, write)
+                    for statement in made:
+                        await _execute(connection, statement)
         except Exception as error:
             if is_outage(error):
                 raise
@@ -84,22 +118,29 @@ class WriteGroup:
                 for one in group:
                     await self._send(connection, [one])
             else:
-                _fail(group, lost or error)
+                self._fail(group, lost or error)
         else:
             for _, done in group:
-                if not done.done():  # whoever waited for it may have been cancelled
+                if done is not None and not done.done():  # whoever waited may have been cancelled
                     done.set_result(None)
 
+    def _fail(self, group: Sequence[Waiting], error: BaseException) -> None:
+        for _, done in group:
+            if done is None:
+                if isinstance(error, Exception) and self._failure is None:
+                    self._failure = error
+            elif done.done():
+                continue
+            elif isinstance(error, asyncio.CancelledError):
+                done.cancel()
+            else:
+                done.set_exception(error)
 
-async def _execute(connection: psycopg.AsyncConnection[object], write: Write) -> None:
-    await connection.execute(write.sql, write.parameters, binary=True)
+
+def _is_done(waiting: Waiting) -> bool:
+    _, done = waiting
+    return done is not None and done.done()
 
 
-def _fail(group: Sequence[Waiting], error: BaseException) -> None:
-    for _, done in group:
-        if done.done():
-            continue
-        if isinstance(error, asyncio.CancelledError):
-            done.cancel()
-        else:
-            done.set_exception(error)
+async def _execute(connection: psycopg.AsyncConnection[object], step: Step) -> None:
+    await connection.execute(compiled(step.statement).sql, step.parameters, binary=True)

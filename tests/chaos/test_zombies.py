@@ -97,7 +97,7 @@ PLACES = {
     "a later checkpoint": (f"{SENDS}:4", {}),
     "a stream event": ("threadmill.workers.event_writer:EventWriter:_send:2", {"WAITS": "for it"}),
     "a store item": ("threadmill.workers.store:_FencedStore:abatch:1", {}),
-    "its success": ("threadmill.workers.executor:Executor:_end:1", {}),
+    "its success": ("threadmill.workers.executor:Executor:_send:1", {}),
     "its retry": ("threadmill.workers.executor:Executor:_end:1", {"FAILS": "go"}),
     "its dead letter": ("threadmill.workers.executor:Executor:_end:1", {"BREAKS": "go"}),
 }

@@ -20,7 +20,7 @@ from threadmill.core.doorbell import Bell
 from threadmill.core.settings import Settings
 from threadmill.graphs.source import module_name
 from threadmill.producers import Run
-from threadmill.workers.executor import BellDropped
+from threadmill.workers.claims import BellDropped
 from threadmill.workers.runtime import Runtime
 
 
@@ -30,13 +30,13 @@ class LocalWorker:
     Its graphs are modules of this process, so a test and a node can share events.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, goes_on: bool) -> None:
         self._settings = settings
         self._app = create_celery_app(settings)
         self._listener: threading.Thread | None = None
         self._answers: list[Future[str]] = []
         self._stopped = False
-        self.runtime = Runtime(settings)
+        self.runtime = Runtime(settings, goes_on=goes_on)
         self.runtime.start()
 
     @property
@@ -98,13 +98,19 @@ class NoTaker:
     async def take_on(self) -> None:
         await asyncio.Event().wait()
 
+    def look(self) -> None:
+        pass
+
+    def stop(self) -> None:
+        pass
+
 
 @pytest.fixture
 def start_local(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., LocalWorker]]:
     """Starts workers in this process, quick to sweep; they are stopped at the end of the test.
 
-    takes: whether it takes runs straight from the ledger, as a worker does, at any moment; without, it has
-    none but those that the test answers for.
+    takes: whether it takes runs straight from the ledger and goes on with the next, as a worker does, at any
+    moment; without, it has none but those that the test answers for.
     """
     monkeypatch.setattr(sys, "path", sys.path.copy())
     workers: list[LocalWorker] = []
@@ -114,7 +120,7 @@ def start_local(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator
         with monkeypatch.context() as patch:
             if not takes:
                 patch.setattr("threadmill.workers.runtime.Taker", NoTaker)
-            worker = LocalWorker(settings.model_copy(update=values))
+            worker = LocalWorker(settings.model_copy(update=values), goes_on=takes)
         workers.append(worker)
         return worker
 

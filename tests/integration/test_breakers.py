@@ -261,7 +261,7 @@ def test_a_dependency_holds_back_each_graph_that_has_met_it_at_no_cost(
     worker.graphs.down.clear()
     half_open()
     assert eventually(lambda: worker.runtime._heartbeat.open_for("search") is None)
-    admin.execute("update runs set run_at = now() where status = 'pending'")
+    admin.execute("update runs set run_at = now(), rank = now() where status = 'pending'")
     assert worker.answer(met).result(20) == "success"
     assert breakers(admin) == []
     assert worker.answer(enqueue("left")).result(20) == "success"

@@ -247,14 +247,14 @@ def test_what_a_run_waits_for_is_what_its_claim_waits_for(
         shown = run("runs", "show", first).stdout
         return shown[shown.index("waits") : shown.index("\nattempt")]
 
-    admin.execute("update runs set run_at = now()")
+    admin.execute("update runs set run_at = now(), rank = case when rank is not null then now() end")
     assert "for a worker that is free" in waits()
     admin.execute("update runs set worker_losses = 2 where id = %s", [first])
     assert "for a place to run alone" in waits()
     assert "2; so it runs alone" in run("runs", "show", first).stdout
     assert "alone" in run("runs", "list").stdout
 
-    admin.execute("insert into tenants (name, paused) values ('acme', true)")
+    admin.execute("insert into limits (kind, name, paused) values ('tenant', 'acme', true)")
     admin.execute(
         "insert into breakers (kind, name, graphs, failures, open_until, opened_at, reason) "
         "values ('dependency', 'search', '{reacher}', 10, now() + interval '1 minute', now(), 'ConnectError')"

@@ -14,7 +14,7 @@ from threadmill.core.database import Database
 from threadmill.core.errors import DeadLetterNotFound, InvalidOption, NotReplayable
 from threadmill.core.settings import Settings
 from threadmill.core.statement import Batch, Plan, Row, Step
-from threadmill.core.transitions import ring_again
+from threadmill.core.transitions import ring
 from threadmill.dlq import DeadLetter, Desk, LetterFilter
 from threadmill.producers import Producer, Run
 
@@ -114,7 +114,8 @@ def rung_again(settings: Settings) -> Iterator[Callable[[], set[str]]]:
     database = Database(settings)
 
     def sweep() -> Plan[list[Row]]:
-        (rows,) = yield Batch([Step(ring_again(), {"limit": 1000, "patience": -1.0})])
+        look = {"limit": 1000, "patience": -1.0, "after_graph": "", "after_tenant": ""}
+        (rows,) = yield Batch([Step(ring(), look)])
         return list(rows)
 
     yield lambda: {str(row["id"]) for row in database.carry_out(sweep())}

@@ -430,7 +430,7 @@ def test_a_group_waits_while_a_breaker_of_its_graph_is_open(fleet: Fleet, drain:
 
 def test_a_paused_tenants_letters_wait(fleet: Fleet, drain: ReplayWorker) -> None:
     fleet.bury_many(5)
-    fleet.admin.execute("insert into tenants (name, paused) values ('acme', true)")
+    fleet.admin.execute("insert into limits (kind, name, paused) values ('tenant', 'acme', true)")
 
     assert drain.drain_once() == 0
 

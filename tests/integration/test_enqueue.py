@@ -407,7 +407,7 @@ def test_a_run_that_is_not_due_is_not_started(
     assert worker.drops(later)
     assert worker.drops(after), "a run must not overtake the one before it"
 
-    admin.execute("update runs set run_at = now() where id = %s", (later.id,))
+    admin.execute("update runs set run_at = now(), rank = now() where id = %s", (later.id,))
     worker.listen()
     done = [producer.wait(run.id, tenant="acme", timeout=20) for run in (later, after)]
 

@@ -128,7 +128,7 @@ def test_a_replay_has_a_deadline_of_its_own(
     worker.answer(failed).exception(20)
     assert producer.wait(failed.id, tenant="acme", timeout=20).status == "error"
     admin.execute("update runs set deadline = now() - interval '1 h'")
-    admin.execute("insert into tenants (name, paused) values ('acme', true)")
+    admin.execute("insert into limits (kind, name, paused) values ('tenant', 'acme', true)")
 
     with Desk(settings) as desk:
         (letter,) = desk.list()

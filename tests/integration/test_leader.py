@@ -239,7 +239,7 @@ def test_it_does_not_ring_for_what_could_not_start(
     admin.execute("update runs set dispatched_at = null")
     for statement in (
         "insert into workers (id, host, pid, queues, concurrency, versions)"
-        " values (gen_random_uuid(), 'h', 1, '{}', 1, '{}')",
+        " values (gen_random_uuid(), 'h', 1, '{}', 100, '{}')",
         "update runs set status = 'running', worker_id = (select id from workers where host = 'h')"
         " where thread_id = 'running'",
         "update runs set run_at = now() + interval '1 h' where thread_id = 'later'",
@@ -248,7 +248,8 @@ def test_it_does_not_ring_for_what_could_not_start(
         " where thread_id = 'held'",
         "insert into held_lanes (tenant, thread_id, seq, letter_id)"
         " select tenant, thread_id, seq, id from dead_letters",
-        "insert into tenants (name, paused) values ('paused', true)",
+        "update runs set rank = null where thread_id = 'held'",
+        "insert into limits (kind, name, paused) values ('tenant', 'paused', true)",
         "update runs set status = 'success' where thread_id = 'done'",
     ):
         admin.execute(statement)
@@ -267,8 +268,13 @@ def test_a_backlog_is_rung_for_up_to_a_bound(
     lose_bells: Callable[[], None],
     doorbell: Doorbell,
     monkeypatch: pytest.MonkeyPatch,
+    admin: Any,
 ) -> None:
     monkeypatch.setattr(sweeper_module, "MAX_WAITING_BELLS", 10)
+    admin.execute(
+        "insert into workers (id, host, pid, queues, concurrency, versions)"
+        " values (gen_random_uuid(), 'h', 1, '{}', 100, '{}')"
+    )
     enqueue(40)
     lose_bells()
 

@@ -26,7 +26,8 @@ from threadmill.core.doorbell import Doorbell
 from threadmill.core.errors import LeaseLost
 from threadmill.core.settings import Settings
 from threadmill.producers import Producer, Run
-from threadmill.workers.executor import BellDropped, RunFailed, RunPostponed
+from threadmill.workers.claims import BellDropped
+from threadmill.workers.executor import RunFailed, RunPostponed
 from threadmill.workers.herald import Herald
 from threadmill.workers.sweeper import Sweeper
 from threadmill.workers.tables import upgrade_langgraph_tables

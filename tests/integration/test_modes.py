@@ -302,10 +302,12 @@ def test_a_run_whose_thread_an_earlier_replay_has_moved_leaves_its_failure_behin
     def replay(run: Run) -> str | None:
         return desk.replay(letter_of(desk, run).id).replay_mode
 
-    admin.execute("insert into tenants (name, paused) values ('acme', true)")  # nobody takes them meanwhile
+    admin.execute(
+        "insert into limits (kind, name, paused) values ('tenant', 'acme', true)"
+    )  # nobody takes them meanwhile
     modes = [replay(two)] if decided == "before" else []
     assert replay(one) == "append"
-    admin.execute("update tenants set paused = false")
+    admin.execute("update limits set paused = false")
     worker.graphs.failures["answer"] = int(again == "fails")
     assert end_of(one) == ("error" if again == "fails" else "success")
     modes += [] if decided == "before" else [replay(two)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -135,7 +136,8 @@ def test_running_and_pending_runs_are_cancelled_and_the_new_one_is_rung_for_at_o
     strategy: str,
 ) -> None:
     running, pending = hang(), enqueue("waits")
-    other = enqueue("other", thread_id="u")
+    later = datetime.datetime.now(datetime.UTC) + datetime.timedelta(hours=1)
+    other = enqueue("other", thread_id="u", run_at=later)
 
     new = enqueue("new", strategy)
 

@@ -200,19 +200,64 @@ def test_many_threads_and_tenants_from_four_processes_get_dense_seqs_and_no_dead
     }
 
 
+WORKERS = """
+    insert into workers (id, host, pid, queues, concurrency, versions)
+    select gen_random_uuid(), 'h', n, '{}', 100, '{}' from generate_series(1, %s) n
+"""
+
+
 def test_only_the_first_of_a_threads_runs_is_rung_for(
     serve: Callable[..., None],
     start_local: Callable[..., Any],
     producer: Producer,
     doorbell: Doorbell,
+    admin: Any,
 ) -> None:
     serve(GRAPHS, work={})
     start_local().stop()
+    admin.execute(WORKERS, [5])
 
     producer.enqueue_many([request(str(n), thread_id=thread) for n in range(5) for thread in ("t", "u")])
     producer.enqueue(**request("later"))
 
     assert doorbell.waiting() == 2
+
+
+def test_a_tenant_has_no_more_bells_on_their_way_than_there_are_workers(
+    serve: Callable[..., None],
+    start_local: Callable[..., Any],
+    producer: Producer,
+    doorbell: Doorbell,
+    admin: Any,
+) -> None:
+    serve(GRAPHS, work={})
+    start_local().stop()
+    admin.execute(WORKERS, [3])
+
+    producer.enqueue_many([request("flood", thread_id=f"t{n}") for n in range(20)])
+    assert doorbell.waiting() == 3
+    producer.enqueue(**request("one more", thread_id="u"))
+    assert doorbell.waiting() == 3
+    producer.enqueue(**request("another's", tenant="other"))
+    assert doorbell.waiting() == 4, "another tenant is not behind them"
+
+
+def test_who_has_others_ready_that_are_not_rung_for_rings_for_no_later_one(
+    serve: Callable[..., None],
+    start_local: Callable[..., Any],
+    producer: Producer,
+    doorbell: Doorbell,
+    admin: Any,
+) -> None:
+    serve(GRAPHS, work={})
+    start_local().stop()
+    admin.execute(WORKERS, [3])
+    producer.enqueue_many([request("flood", thread_id=f"t{n}") for n in range(20)])
+    admin.execute("update runs set status = 'running' where dispatched_at is not null")
+
+    producer.enqueue(**request("one more", thread_id="u"))
+
+    assert doorbell.waiting() == 3
 
 
 def test_a_bell_for_a_run_that_is_not_at_its_threads_head_is_dropped(

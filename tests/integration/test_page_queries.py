@@ -114,7 +114,7 @@ def test_a_tenants_numbers_are_its_own(reader: Reader, add_run: Any, add_letter:
     add_run("a", "2", 1, "pending")
     for seq, status in enumerate(("waiting", "parked", "replaying", "resolved", "discarded")):
         add_letter(add_run("b", "1", seq, "error", graph=f"g{seq % 2}"), status)
-    admin.execute("insert into tenants (name, paused) values ('b', true)")
+    admin.execute("insert into limits (kind, name, paused) values ('tenant', 'b', true)")
 
     rows = {row["tenant"]: row for row in reader.tenants()}
     numbers = {

@@ -18,6 +18,7 @@ from threadmill.core.transitions import (
     bury,
     cancel,
     claim,
+    claim_taken,
     expire,
     expire_outputs,
     expired_runs,
@@ -28,10 +29,12 @@ from threadmill.core.transitions import (
     insert_runs,
     lock_thread,
     open_breakers,
+    pick_many,
+    pick_next,
     prune_thread,
     remove_runs,
     requeue,
-    ring_again,
+    ring,
     roll_back,
     runs_of_worker,
     runs_without_worker,
@@ -58,10 +61,14 @@ FILL = """
         from generate_series(0, 49999) n;
     insert into runs (id, tenant, thread_id, seq, graph)
         select gen_random_uuid(), 'deep', 'deep', n, 'g' from generate_series(1, 300) n;
+    update runs set rank = run_at where seq = (
+            select min(seq) from runs as first
+            where (first.tenant, first.thread_id) = (runs.tenant, runs.thread_id) and first.status = 'pending'
+        ) and status = 'pending';
     update runs set deadline = now() + interval '1 h' where id > lpad(to_hex(40000), 32, '0')::uuid
         and status = 'pending';
     insert into workers (id, host, pid, queues, concurrency, versions)
-        select lpad(to_hex(n), 32, '0')::uuid, 'h', n, '{}', 1, '{}' from generate_series(1, 20) n;
+        select lpad(to_hex(n), 32, '0')::uuid, 'h', n, '{}', 100, '{}' from generate_series(1, 20) n;
     update runs set worker_id = lpad(to_hex(seq % 20 + 1), 32, '0')::uuid where status = 'running';
     insert into breakers (kind, name, graphs, failures)
         select 'dependency', 'd' || n, array['g'], 1 from generate_series(1, 20) n;
@@ -148,6 +155,8 @@ FAILURE = {
     "hold": False,
     "hold_timeout": None,
 }
+CLAIMANT = {"worker_id": RUN, "versions": "{}", "alone": False}
+LOOK = {"limit": 50, "patience": 5.0, "after_graph": "", "after_tenant": ""}
 THREAD = {**LANE, "key": "t1:th1"}
 
 
@@ -163,9 +172,22 @@ def test_the_hot_statements_use_their_indexes(explain: Any) -> None:
         "lock_thread": (lock_thread(), LANE, None, {"threads_pkey"}),
         "claim": (
             claim(),
-            {**LANE, "run_id": RUN, "worker_id": RUN, "graph_version": "1", "alone": False},
+            {**LANE, "run_id": RUN, **CLAIMANT},
             None,
             {"runs_unfinished_idx", "threads_pkey", "runs_one_running_per_thread", "workers_pkey"},
+        ),
+        "claim_taken": (claim_taken(), CLAIMANT, None, {"runs_pkey", "threads_pkey", *pending}),
+        "pick_next": (
+            pick_next(),
+            {"tenant": "t1", "graphs": ["g"], "patience": 5.0},
+            None,
+            {"runs_ready_idx", "threads_pkey"},
+        ),
+        "pick_many": (
+            pick_many(),
+            {**LOOK, "graphs": ["g"]},
+            None,
+            {"runs_ready_idx", "threads_pkey", "runs_one_running_per_thread"},
         ),
         "succeed": (
             succeed(),
@@ -224,12 +246,7 @@ def test_the_hot_statements_use_their_indexes(explain: Any) -> None:
             "t1",
             {"checkpoints_pkey", "checkpoint_writes_pkey", "threads_pkey"},
         ),
-        "ring_again": (
-            ring_again(),
-            {"limit": 1000, "patience": 5.0},
-            None,
-            {"runs_due_idx", "runs_pkey", *pending},
-        ),
+        "ring": (ring(), LOOK, None, {"runs_ready_idx", "runs_rung_idx", "runs_pkey"}),
         "get": (of_batch(queries.get(RUN, "t1")), {"run_id": RUN}, "t1", {"runs_pkey"}),
         "list": (page(), {}, "t1", {"runs_tenant_id_idx"}),
         "list, next page": (page(after=str(RUN)), {}, "t1", {"runs_tenant_id_idx"}),
@@ -290,9 +307,9 @@ def test_the_hot_statements_use_their_indexes(explain: Any) -> None:
 def test_a_deep_lane_costs_a_sweep_no_more_than_a_glance(
     settings: Settings, explain: Any, admin: Any
 ) -> None:
-    sweep = compiled(ring_again())
+    sweep = compiled(ring())
     with connect(settings) as connection, connection.transaction(force_rollback=True):
-        rung = connection.execute(sweep.sql, sweep.bind({"limit": 1000, "patience": 5.0})).fetchall()
+        rung = connection.execute(sweep.sql, sweep.bind({**LOOK, "limit": 1000})).fetchall()
 
     assert len(rung) == 101  # one of each pending thread, and the head of the deep one
     assert [row["thread_id"] for row in rung].count("deep") == 1

@@ -121,7 +121,10 @@ def test_another_producers_runs_are_counted_too(bounded: Producer, settings: Set
 
 
 def test_the_tenants_own_bound_goes_before_the_setting(bounded: Producer, admin: Any) -> None:
-    admin.execute("insert into tenants (name, max_pending) values ('small', 2), ('large', 7), ('bare', null)")
+    admin.execute(
+        "insert into limits (kind, name, max_pending) values"
+        " ('tenant', 'small', 2), ('tenant', 'large', 7), ('tenant', 'bare', null)"
+    )
     for tenant, limit in (("small", 2), ("large", 7), ("bare", LIMIT)):
         fill(bounded, tenant, limit)
         with pytest.raises(TenantQuotaExceeded) as raised:

@@ -218,7 +218,9 @@ def finish(worker: Any, enqueue: Enqueue, producer: Producer) -> Enqueue:
 @pytest.fixture
 def make_due(admin: Any) -> Callable[[], None]:
     """Brings the time of every run that waits."""
-    return lambda: admin.execute("update runs set run_at = now() where status = 'pending'")
+    return lambda: admin.execute(
+        "update runs set run_at = now(), rank = now() where rank is not null and status = 'pending'"
+    )
 
 
 @pytest.fixture

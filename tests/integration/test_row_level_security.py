@@ -24,7 +24,7 @@ LANGGRAPH_TABLES = (*CHECKPOINT_TABLES, "store")
 # The ledger's tables of which a tenant-bound transaction sees its own rows, and those that it cannot read.
 TENANT_TABLES = ("threads", "runs", "attempts", "dead_letters", "held_lanes", "dead_letter_actions")
 REPLAY_TABLES = ("replay_groups", "replay_pauses", "replay_rates", "replay_jobs")
-FLEET_TABLES = ("crons", "workers", "tenants", "api_keys", "breakers", *REPLAY_TABLES)
+FLEET_TABLES = ("crons", "workers", "limits", "api_keys", "breakers", *REPLAY_TABLES)
 # What holds no tenant's data. Every other table has row-level security.
 WITHOUT_TENANTS = {"revisions", "graphs", "checkpoint_migrations", "store_migrations"}
 
@@ -60,7 +60,7 @@ INSERTS = {
     " values (gen_random_uuid(), %(tenant)s, 'g', '@daily', '{}')",
     "workers": "insert into workers (id, host, pid, queues, concurrency, versions)"
     " values (gen_random_uuid(), 'h', 1, '{}', 1, '{}')",
-    "tenants": "insert into tenants (name) values (%(tenant)s)",
+    "limits": "insert into limits (kind, name) values ('tenant', %(tenant)s)",
     "breakers": "insert into breakers (kind, name, graphs) values ('graph', %(tenant)s, '{}')",
     "api_keys": "insert into api_keys (id, tenant, name, key_hash)"
     " values (gen_random_uuid(), %(tenant)s, 'n', convert_to(%(tenant)s, 'UTF8'))",

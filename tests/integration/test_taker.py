@@ -128,9 +128,10 @@ def test_a_run_whose_bell_may_still_arrive_is_left_alone(
 ) -> None:
     looks, take = threading.Semaphore(0), Taker._take
 
-    async def looking(taker: Taker, limit: int) -> None:
-        await take(taker, limit)
+    async def looking(taker: Taker) -> bool:
+        took = await take(taker)
         looks.release()
+        return took
 
     monkeypatch.setattr(Taker, "_take", looking)
     start(ring_again_after=60)
@@ -161,11 +162,11 @@ def test_a_look_that_fails_is_not_the_last(
 ) -> None:
     failed, take = threading.Event(), Taker._take
 
-    async def failing(taker: Taker, limit: int) -> None:
+    async def failing(taker: Taker) -> bool:
         if not failed.is_set():
             failed.set()
             raise ValueError("whatever it is")
-        await take(taker, limit)
+        return await take(taker)
 
     monkeypatch.setattr(Taker, "_take", failing)
     start()

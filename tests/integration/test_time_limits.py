@@ -341,7 +341,7 @@ def test_a_run_that_is_never_begun_holds_up_none_that_is_ahead_of_it(
     late = enqueue("strict", "late", deadline=soon(0.3))
     assert producer.wait(late.id, tenant="acme", timeout=20).status == "timeout"
 
-    admin.execute("update runs set run_at = now() where status = 'pending'")
+    admin.execute("update runs set run_at = now(), rank = now() where status = 'pending'")
 
     assert isinstance(worker.answer(ahead).exception(20), RunPostponed)
     assert producer.get(ahead.id, tenant="acme").attempt == 2

@@ -18,8 +18,9 @@ from threadmill.core.transitions.terms import (
     RUNS,
     another_running,
     earlier_unfinished,
+    has_its_fill,
     held_back_by_breaker,
-    tenant_is_paused,
+    is_paused,
     word,
 )
 from threadmill.producers.run import timestamp
@@ -59,7 +60,10 @@ _breakers = select(func.array_agg(BREAKERS.c.kind + " " + BREAKERS.c.name)).wher
 OBSTACLE_COLUMNS = (
     and_(_pending, or_(earlier_unfinished(RUNS), another_running(RUNS))).label("is_behind"),
     case((_pending, _held_by.correlate(RUNS).scalar_subquery())).label("held_by"),
-    and_(_pending, tenant_is_paused()).label("is_paused"),
+    and_(_pending, is_paused("tenant", RUNS.c.tenant)).label("is_tenant_paused"),
+    and_(_pending, is_paused("graph", RUNS.c.graph)).label("is_graph_paused"),
+    and_(_pending, has_its_fill("tenant", RUNS.c.tenant)).label("has_tenant_its_fill"),
+    and_(_pending, has_its_fill("graph", RUNS.c.graph)).label("has_graph_its_fill"),
     case((and_(_pending, held_back_by_breaker()), _breakers.correlate(RUNS).scalar_subquery())).label(
         "breakers"
     ),
@@ -141,7 +145,10 @@ def _obstacles(row: Row) -> Iterator[str]:
         yield "another run of its thread, which goes first"
     if row.get("held_by"):
         yield f"dead letter {row['held_by']}, which holds its thread"
-    if row.get("is_paused"):
-        yield "its tenant, which is paused"
+    for kind in ("tenant", "graph"):
+        if row.get(f"is_{kind}_paused"):
+            yield f"its {kind}, which is paused"
+        elif row.get(f"has_{kind}_its_fill"):
+            yield f"another run of its {kind} to end, which has as many as it may"
     for breaker in row.get("breakers") or ():
         yield f"the breaker of {breaker}"

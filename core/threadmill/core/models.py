@@ -45,6 +45,7 @@ REPLAY_MODES = ("resume", "restart", "append")
 REPLAY_PAUSE_KINDS = ("graph", "tenant", "group")
 REPLAY_RATE_KINDS = ("all", "graph", "tenant")
 REPLAY_JOB_STATUSES = ("running", "stopped", "done")
+LIMIT_KINDS = ("graph", "tenant")
 BREAKER_KINDS = ("graph", "dependency")
 ATTEMPT_OUTCOMES = ("failed", "lost", "drained", "fenced", "timeout", "cancelled")
 
@@ -115,6 +116,9 @@ class Run(Base):
     often it was replayed, at last in replay_mode; state_patch: what is then to be changed in its state first.
     stream_mode: what is told of it while it runs; None for nothing.
     scratch: the dead letter of which this is a trial on a copy; it leaves nothing behind.
+
+    rank: of a pending run that is next on its thread and not held there, its place among its tenant's: when
+    it is due, and ten seconds earlier for each point of its priority. None for what waits behind others.
     """
 
     __tablename__ = "runs"
@@ -139,7 +143,21 @@ class Run(Base):
             "seq",
             postgresql_where=text("status in ('pending', 'running')"),
         ),
-        Index("runs_due_idx", "run_at", postgresql_where=text("status = 'pending'")),
+        # What may be started, of a graph and a tenant at a time, in its order.
+        Index(
+            "runs_ready_idx",
+            "graph",
+            "tenant",
+            "rank",
+            postgresql_where=text("status = 'pending' and rank is not null"),
+        ),
+        # For what a bell was rung that nobody has answered yet.
+        Index(
+            "runs_rung_idx",
+            "tenant",
+            "dispatched_at",
+            postgresql_where=text("status = 'pending' and dispatched_at is not null"),
+        ),
         Index(
             "runs_deadline_idx",
             "deadline",
@@ -185,6 +203,7 @@ class Run(Base):
     state_patch: Mapped[Any | None] = mapped_column(JSON(none_as_null=True))
     scratch: Mapped[uuid.UUID | None]
     run_at: Mapped[datetime.datetime] = _now()
+    rank: Mapped[datetime.datetime | None]
     deadline: Mapped[datetime.datetime | None]
     worker_id: Mapped[uuid.UUID | None]
     created_at: Mapped[datetime.datetime] = _now()
@@ -484,16 +503,30 @@ class Graph(Base):
     pruned_to: Mapped[datetime.datetime | None]
 
 
-class Tenant(Base):
-    """What differs from the defaults for one tenant; most have no row."""
+class Limit(Base):
+    """What one tenant, or one graph, may; most have no row, and may what they like.
 
-    __tablename__ = "tenants"
+    weight: a tenant's share where not all that is ready can run. max_running, max_pending: runs at once.
+    rate: runs that are started in a second; spent_until: the moment until which what was started uses it up
+    (GCRA, ITU-T I.371).
+    """
 
+    __tablename__ = "limits"
+    __table_args__ = (
+        CheckConstraint(one_of("kind", LIMIT_KINDS), name="kind"),
+        CheckConstraint("weight > 0", name="weight"),
+        CheckConstraint("max_running >= 0", name="max_running"),
+        CheckConstraint("max_pending >= 0", name="max_pending"),
+        CheckConstraint("rate > 0", name="rate"),
+    )
+
+    kind: Mapped[str] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(primary_key=True)
     weight: Mapped[float] = mapped_column(Float, server_default="1")
     max_running: Mapped[int | None]
     max_pending: Mapped[int | None]
     rate: Mapped[float | None] = mapped_column(Float)
+    spent_until: Mapped[datetime.datetime | None]
     paused: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
 
 

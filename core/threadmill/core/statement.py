@@ -38,6 +38,7 @@ class Compiled(NamedTuple):
     sql: str
     literals: Mapping[str, Any] = {}
     processors: Mapping[str, Callable[[Any], Any]] = {}
+    binary: bool = False  # how its rows are sent
 
     def bind(self, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
         """The parameters, literal ones included, converted as SQLAlchemy's types ask for."""
@@ -82,12 +83,26 @@ def _compile(statement: Executable) -> Compiled:
     result = statement.compile(dialect=DIALECT)  # type: ignore[attr-defined]
     assert isinstance(result, SQLCompiler)
     processors = {}
+    literals = {}
+    sql = result.string
     for name, bind in result.binds.items():
+        if not bind.required and isinstance(bind.effective_value, int | str):
+            # A constant of the statement: written into it, it need not be sent each time.
+            sql = sql.replace(f"%({name})s", _literal(bind.effective_value))
+            continue
         processor = bind.type.dialect_impl(DIALECT).bind_processor(DIALECT)
         if processor is not None:
             processors[name] = processor
-    literals = {name: bind.effective_value for name, bind in result.binds.items() if not bind.required}
-    return Compiled(result.string, literals, processors)
+        if not bind.required:
+            literals[name] = bind.effective_value
+    return Compiled(sql, literals, processors)
+
+
+def _literal(value: int | str) -> str:
+    """A constant of ours as SQL in which psycopg looks for parameters."""
+    if isinstance(value, str):
+        return "'" + value.replace("'", "''").replace("%", "%%") + "'"
+    return str(value).lower()
 
 
 def _fetch(cursor: psycopg.Cursor[Any]) -> Rows:
@@ -107,7 +122,7 @@ def send(connection: psycopg.Connection[Any], batch: Batch) -> list[Rows]:
             for statement, parameters in batch.steps:
                 query = compiled(statement)
                 cursor = connection.cursor(row_factory=dict_row)
-                cursors.append(cursor.execute(query.sql, query.bind(parameters)))
+                cursors.append(cursor.execute(query.sql, query.bind(parameters), binary=query.binary))
         except BaseException:
             if alone and connection.info.pipeline_status == PipelineStatus.ON:
                 # The statement was never sent: psycopg could not take its parameters. What it believes to
@@ -127,7 +142,7 @@ async def send_async(connection: psycopg.AsyncConnection[Any], batch: Batch) -> 
             for statement, parameters in batch.steps:
                 query = compiled(statement)
                 cursor = connection.cursor(row_factory=dict_row)
-                cursors.append(await cursor.execute(query.sql, query.bind(parameters)))
+                cursors.append(await cursor.execute(query.sql, query.bind(parameters), binary=query.binary))
         except BaseException:
             if alone and connection.info.pipeline_status == PipelineStatus.ON:
                 await connection.execute("rollback")

@@ -31,6 +31,7 @@ from threadmill.core.transitions import (
     known_to_import,
     next_seq,
     record_action,
+    stand_behind,
     take_in,
 )
 from threadmill.dlq.dead_letter import LETTER_COLUMNS
@@ -362,7 +363,13 @@ def _steps(fresh: list[Record], runs: list[dict[str, Any]]) -> list[Step]:
             True,
         ),
     )
-    return [
+    lanes = [record.held_lane for record in fresh if record.held_lane]
+    threads = {
+        "tenants": [lane["tenant"] for lane in lanes],
+        "thread_ids": [lane["thread_id"] for lane in lanes],
+    }
+    taken = [
         Step(take_in(table, columns, leave=leave), {"rows": json.dumps(rows)})
         for table, columns, rows, leave in tables
     ]
+    return [*taken, Step(stand_behind(), threads)]

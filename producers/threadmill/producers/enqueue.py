@@ -19,6 +19,7 @@ from threadmill.core.transitions import (
     find_by_idempotency_key,
     insert_runs,
     notify_cancelled,
+    rank_heads,
     return_tenant,
     supersede,
 )
@@ -74,6 +75,7 @@ def enqueue(requests: Sequence[RunRequest], catalogue: Catalogue, quotas: Quotas
     found: dict[uuid.UUID, Row] = {}
     if missing:
         found = yield from _look_up(missing, bind=True)
+        yield from _rank_heads(requests, written, bind=True)
     return _enqueued(requests, written, found)
 
 
@@ -99,6 +101,7 @@ def enqueue_within(requests: Sequence[RunRequest], catalogue: Catalogue, quotas:
     found: dict[uuid.UUID, Row] = {}
     if missing:
         found = yield from _look_up(missing, bind=False)
+        yield from _rank_heads(requests, written, bind=False)
     enqueued = _enqueued(requests, written, found)
     steps = [Step(announce_in_transaction(), {"bell": bell.to_json()}) for bell in enqueued.bells]
     steps += [Step(notify_cancelled(), {"run_id": str(run_id)}) for run_id in enqueued.cancelled]
@@ -218,6 +221,21 @@ def _look_up(missing: Sequence[RunRequest], *, bind: bool) -> Plan[dict[uuid.UUI
         if results[-1]:
             found[request.id] = results[-1][0]
     return found
+
+
+def _rank_heads(requests: Sequence[RunRequest], written: _Written, *, bind: bool) -> Plan[None]:
+    """Sees to the runs that follow, on the same threads, those that were left out."""
+    left_out = {(r.tenant, r.thread_id) for r in requests if r.id not in written.inserted}
+    followed = [r for r in requests if r.id in written.inserted and (r.tenant, r.thread_id) in left_out]
+    steps = []
+    for group in _by_tenant(followed):
+        tenant = group[0].tenant
+        if bind:
+            steps.append(Step(bind_tenant(), {"tenant": tenant}))
+        thread_ids = sorted({request.thread_id for request in group})
+        steps.append(Step(rank_heads(), {"the_tenant": tenant, "thread_ids": thread_ids}))
+    if steps:
+        yield Batch(steps, final=False)
 
 
 def _enqueued(requests: Sequence[RunRequest], written: _Written, found: dict[uuid.UUID, Row]) -> Enqueued:

@@ -9,7 +9,7 @@ from tests.chaos.histories.menu import LANES, TENANTS, Menu, Pick
 from tests.chaos.histories.requests import Discard, Pause
 from tests.chaos.histories.running import Claim, Succeed
 from tests.chaos.histories.state import Bell, Run
-from tests.chaos.histories.upkeep import LookAtOwn, LookForExpired, RingAgain, StrikeOff, StrikeOffSilent
+from tests.chaos.histories.upkeep import LookAtOwn, LookForExpired, Ring, StrikeOff, StrikeOffSilent
 from tests.chaos.histories.world import Process, World
 
 MOST_RUNS = 14  # in one history
@@ -23,7 +23,8 @@ class Acts:
     WEIGHTS: ClassVar[dict[str, int]] = {
         "enqueue": 6,
         "answer a bell": 4,
-        "claim": 6,
+        "claim": 4,
+        "take": 3,
         "claim any": 1,
         "claim without an answer": 2,
         "write": 4,
@@ -40,7 +41,7 @@ class Acts:
         "sweep": 3,
         "expire": 2,
         "time passes": 4,
-        "ring again": 1,
+        "ring": 1,
         "lose or double bells": 1,
         "cancel": 1,
         "replay": 5,
@@ -271,7 +272,7 @@ class Acts:
         """All that the leader does in a sweep."""
         self._strike_and_rescue()
         self._expire_all()
-        self.world.do(RingAgain(100))
+        self.world.do(Ring(100))
         return True
 
     def _strike_and_rescue(self) -> None:
@@ -331,7 +332,7 @@ class Acts:
             self._strike_and_rescue()
             self._end_all()
             self._expire_all()
-            self.world.do(RingAgain(100))
+            self.world.do(Ring(100))
             self._answer_all()
 
     def _standing(self) -> list[tuple[str, int]]:
@@ -348,7 +349,9 @@ class Acts:
     def _end_all(self) -> None:
         for grip in [grip for grip in self.world.grips if self.world.is_live(grip)]:
             lane = self.world.model.runs[grip.run_id].lane
-            self.world.do(Succeed(grip.run_id, grip.attempt, lane, asks=False, calls=()))
+            self.world.do(
+                Succeed(grip.run_id, grip.attempt, lane, grip.worker, asks=False, calls=(), then="leave")
+            )
 
     def _waits_for_a_person(self, run: Run) -> bool:
         """Its tenant is paused, or it is behind a dead letter that nobody replays."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -14,12 +13,14 @@ from tests.chaos.histories.running import (
     Enqueue,
     Fail,
     Succeed,
+    Take,
     WriteCheckpoint,
     WritePending,
 )
 from tests.chaos.histories.state import QUARANTINE_LOSSES, SUPERSEDING, Ending, LaneId, Request, Run, Trip
-from tests.chaos.histories.upkeep import Beat, Expire, GiveBack, Rescue, RingAgain, StrikeOffSilent
+from tests.chaos.histories.upkeep import Beat, Expire, GiveBack, Rescue, Ring, StrikeOffSilent
 from tests.chaos.histories.world import Process, World
+from uuid_utils.compat import uuid7
 
 T = TypeVar("T")
 
@@ -82,7 +83,7 @@ class Menu:
         graph = pick.one(GRAPHS)
         deadline = pick.one((None, None, None, None, SOON, LATER))
         return Request(
-            id=uuid.uuid4(),
+            id=uuid7(),
             lane=lane or pick.one(LANES),
             graph=graph,
             max_attempts=pick.one((3, 1)),
@@ -111,6 +112,11 @@ class Menu:
         """Any run, whatever its status."""
         runs = self._runs(lane, which=lambda run: run.is_unfinished) or self._runs(lane, which=lambda _: True)
         return self.claim_of(pick.one(runs), pick, right=False) if runs else None
+
+    def take(self, pick: Pick, lane: LaneId | None) -> Move | None:
+        """Whoever has a free slot; one that executes alone takes nothing by itself."""
+        processes = [process for process in self._awake() if not process.alone]
+        return Take(pick.one(processes).worker, pick.one((1, 2, 10))) if processes else None
 
     def _of_grip(self, grip: Grip) -> dict[str, Any]:
         lane = self._world.model.runs[grip.run_id].lane
@@ -142,7 +148,11 @@ class Menu:
 
     def success(self, grip: Grip, pick: Pick) -> Move:
         return Succeed(
-            **self._of_grip(grip), asks=pick.one((False, True)), calls=pick.one(((), (DEPENDENCY,)))
+            **self._of_grip(grip),
+            worker=grip.worker,
+            asks=pick.one((False, True)),
+            calls=pick.one(((), (DEPENDENCY,))),
+            then=pick.one(("claim", "ring", "leave")),
         )
 
     def fail(self, pick: Pick, lane: LaneId | None) -> Move | None:
@@ -258,8 +268,8 @@ class Menu:
     def expiry_of(self, run: Run) -> Move:
         return Expire(run.id, run.attempt, {**self._row(run, run.attempt), "policy": {}})
 
-    def ring_again(self, pick: Pick, lane: LaneId | None) -> Move | None:
-        return RingAgain(pick.one((100, 1, 2)))
+    def ring(self, pick: Pick, lane: LaneId | None) -> Move | None:
+        return Ring(pick.one((100, 1, 2)))
 
     # What people do.
 
@@ -300,6 +310,7 @@ class Menu:
 MOVES: dict[str, tuple[int, Callable[[Menu, Pick, LaneId | None], Move | None]]] = {
     "claim": (4, Menu.serve),
     "claim any": (2, Menu.stray),
+    "take": (3, Menu.take),
     "enqueue": (4, Menu.enqueue),
     "succeed": (3, Menu.succeed),
     "fail": (4, Menu.fail),
@@ -312,7 +323,7 @@ MOVES: dict[str, tuple[int, Callable[[Menu, Pick, LaneId | None], Move | None]]]
     "beat": (2, Menu.beat),
     "give back": (2, Menu.give_back),
     "expire": (2, Menu.expire),
-    "ring again": (2, Menu.ring_again),
+    "ring": (2, Menu.ring),
     "replay": (3, Menu.replay),
     "discard": (2, Menu.discard),
     "park": (1, Menu.park),

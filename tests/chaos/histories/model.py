@@ -10,12 +10,15 @@ tick, so that the milliseconds which pass in the database make no difference.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+import math
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
 from tests.chaos.histories.state import (
     BREAKER_TRIALS,
+    CONCURRENCY,
     DRAINED,
     MAX_REPLAYS,
     OPEN,
@@ -42,9 +45,9 @@ from tests.chaos.histories.state import (
 class Model:
     now: float = 0
     # What another transaction, which has not ended, makes possible: as many trials of a half-open breaker,
-    # and these runs passed over by whoever rings again, as their rows are locked.
+    # and these runs passed over by whoever looks for some to start, as they are locked. None: there is none.
     trials: int = BREAKER_TRIALS
-    locked: frozenset[UUID] = frozenset()
+    locked: frozenset[UUID] | None = None
     endings: int = 0
     lanes: dict[LaneId, Lane] = field(default_factory=dict)
     runs: dict[UUID, Run] = field(default_factory=dict)
@@ -102,17 +105,38 @@ class Model:
             for run in self.runs.values()
         )
 
-    def is_ready(self, run: Run) -> bool:
-        """Whether it may be rung for: pending, due, the first of its lane, and nothing holds it back."""
+    def is_next(self, run: Run) -> bool:
+        """Pending, the first of its lane, of which none is running, and not held: its turn when it is due."""
         return (
             run.status == "pending"
-            and run.due <= self.now
             and self.unfinished(run.lane)[0] is run
             and not any(other.status == "running" for other in self.on(run.lane))
             and not self.is_held(run)
+        )
+
+    def is_ready(self, run: Run) -> bool:
+        """Whether it may be started: its turn has come, and nothing holds its tenant or its graph back."""
+        return (
+            self.is_next(run)
+            and run.due <= self.now
             and not self.paused.get(run.lane[0], False)
             and not self.is_held_back(run)
         )
+
+    def is_rung(self, run: Run) -> bool:
+        """A bell for it is on its way, as far as anybody knows."""
+        return run.rung is not None and run.rung >= self.now - SILENCE
+
+    def may_be_taken(self, run: Run) -> bool:
+        """By who has no bell for it: not beside others if it must be alone, and no trial of a breaker."""
+        return (
+            self.may_be_claimed(run, alone=False)
+            and not self.is_rung(run)
+            and not any(run.graph in b.graphs and b.open_until is not None for b in self.breakers.values())
+        )
+
+    def running(self, tenant: str) -> int:
+        return sum(run.lane[0] == tenant and run.status == "running" for run in self.runs.values())
 
     def may_be_claimed(self, run: Run, *, alone: bool) -> bool:
         return self.is_ready(run) and not self.is_expired(run) and (alone or not run.runs_alone)
@@ -146,27 +170,24 @@ class Model:
 
     # What happens. Each method is a move's: it changes the model and says what the mover is told.
 
-    def enqueue(self, requests: Sequence[Request]) -> Outcome:
+    def enqueue(self, requests: Sequence[Request], seen: Outcome) -> Outcome:
         """All of them or none, to the effect of one after the other.
 
         Told: whose they are, one for each request, and whose place they took.
         """
         stood = copy.deepcopy(vars(self))
-        inserted: list[Run] = []
+        bells: list[Bell] = []
         superseded: set[UUID] = set()
-        entered: set[LaneId] = set()
-        for request in requests:
-            superseded.update(self._supersede(request))
-            run = self._insert(request, first=request.lane not in entered)
-            entered.add(request.lane)
-            if run is not None:
-                inserted.append(run)
+        for wave in _waves(requests):
+            for request in wave:
+                superseded.update(self._supersede(request))
+            bells += self._insert(wave, seen)
         refusal, answers = self._answers(requests)
         if refusal is not None:
             vars(self).update(stood)
             return Outcome(refusal)
-        bells = (run.bell for run in inserted if run.rung is not None and run.id not in superseded)
-        return Outcome("enqueued", tuple(sorted(bells)), (answers, tuple(sorted(superseded))))
+        rung = (bell for bell in bells if bell.run_id not in superseded)
+        return Outcome("enqueued", tuple(sorted(rung)), (answers, tuple(sorted(superseded))))
 
     def _answers(self, requests: Sequence[Request]) -> tuple[str | None, tuple[UUID, ...]]:
         """The refusal, if there is one, and the run of each request: its own, or that with its key."""
@@ -193,11 +214,41 @@ class Model:
         self._take_back(ended, request.strategy)
         return [run.id for run in ended]
 
-    def _insert(self, request: Request, *, first: bool) -> Run | None:
-        """first: of its call on its lane. What follows is never at the head, whatever became of the first."""
+    def _insert(self, wave: Sequence[Request], seen: Outcome) -> list[Bell]:
+        """Of one tenant, at once. Rung for are those that lead their lanes, as long as there are fewer bells
+        of the tenant's than workers, and only if nothing of theirs waits without one.
+
+        What follows on a lane in the same call never leads, whatever became of the first.
+        """
+        tenant = wave[0].lane[0]
+        of_tenant = [run for run in self.runs.values() if run.lane[0] == tenant]
+        left = len(self.workers) - sum(run.status == "pending" and run.rung is not None for run in of_tenant)
+        waiting = {
+            run.graph for run in of_tenant if self.is_next(run) and run.due <= self.now and run.rung is None
+        }
+        leading = [
+            request
+            for number, request in enumerate(wave)
+            if not any(request.lane == before.lane for before in wave[:number])
+            and not self.unfinished(request.lane)
+        ]
+        ready = [r for r in leading if r.delay <= 0 and not self.holders(r.lane)]
+        rings = [] if any(r.graph in waiting for r in leading) else ready[: max(left, 0)]
+        bells = []
+        for request in wave:
+            run = self._enter(request, leads=request in leading)
+            if run is None:
+                continue
+            # What somebody else puts in meanwhile is not seen.
+            told = rings if self.locked is None else [r for r in ready if run.bell in seen.bells]
+            if request in told:
+                run.rung = self.now
+                bells.append(run.bell)
+        return bells
+
+    def _enter(self, request: Request, *, leads: bool) -> Run | None:
         lane = self.lanes.setdefault(request.lane, Lane())
         lane.last_seq += 1
-        leads = (first or request.strategy in SUPERSEDING) and not self.unfinished(request.lane)
         if self._of_key(request) is not None or (request.strategy == "reject" and not leads):
             return None
         run = Run(
@@ -212,8 +263,6 @@ class Model:
             key=request.key,
             rung=None,
         )
-        if leads and run.due <= self.now and not self.holders(run.lane):
-            run.rung = self.now
         self.runs[run.id] = run
         lane.status = "busy"
         return run
@@ -222,9 +271,49 @@ class Model:
         run = self.runs[run_id]
         if worker not in self.workers or not self.may_be_claimed(run, alone=alone):
             return Outcome("dropped")
+        self._start(run, worker)
+        return Outcome("claimed", (), (run.attempt, run.failures, run.losses))
+
+    def _start(self, run: Run, worker: UUID) -> None:
         run.status, run.worker, run.rung, run.started = "running", worker, self.now, True
         run.attempt += 1
-        return Outcome("claimed", (), (run.attempt, run.failures, run.losses))
+
+    def take(self, worker: UUID, limit: int, seen: Outcome, *, tenant: str | None = None) -> Outcome:
+        """Told: the attempts, of so many runs, or as many as there are; whichever the ledger took, but of
+        the tenant that has the least running. tenant: only of this one."""
+        is_others = {run.id for run in self.runs.values() if tenant not in (None, run.lane[0])}
+        ready = [r for r in self.runs.values() if self.may_be_taken(r) and r.id not in is_others]
+        if self.locked is not None:  # what was picked may have been rung for before it was claimed
+            ready = [r for r in self.runs.values() if self.may_be_claimed(r, alone=False)]
+        if worker not in self.workers:
+            ready = []
+        found = {run_id for run_id, _ in seen.told} if isinstance(seen.told, tuple) else set()
+        if not self._is_fair(ready, found, limit):
+            found = {run.id for run in ready[:limit]}
+        for run_id in found:
+            self._start(self.runs[run_id], worker)
+        return Outcome("took", (), tuple(sorted((run_id, self.runs[run_id].attempt) for run_id in found)))
+
+    def _is_fair(self, ready: Sequence[Run], found: Collection[UUID], limit: int) -> bool:
+        if not {run.id for run in ready}.issuperset(found):
+            return False
+        if self.locked is not None:
+            return len(found) <= limit
+        got = Counter(run.lane[0] for run in ready if run.id in found)
+        left = {run.lane[0] for run in ready if run.id not in found}
+        standing = {tenant: self.running(tenant) + got[tenant] for tenant in {*got, *left}}
+        fair = all(standing[had] <= standing[other] + 1 for had in got for other in left)
+        return fair and len(found) == min(limit, len(ready))
+
+    def ring_next(self, tenant: str, seen: Outcome) -> tuple[Bell, ...]:
+        """A bell for one of the tenant's runs, if any could be taken."""
+        ready = [run for run in self.runs.values() if self.may_be_taken(run) and run.lane[0] == tenant]
+        chosen = [run for run in ready if run.bell in seen.bells] or ready
+        if self.locked is not None and not seen.bells:
+            chosen = []
+        for run in chosen[:1]:
+            run.rung = self.now
+        return tuple(run.bell for run in chosen[:1])
 
     def write(self, run_id: UUID, attempt: int, checkpoint: str, parent: str | None) -> Outcome:
         if not self.holds_lease(run_id, attempt):
@@ -238,9 +327,7 @@ class Model:
         self.writes[task] = Beside(self.runs[run_id].lane, run_id, checkpoint)
         return Outcome("written")
 
-    def succeed(
-        self, run_id: UUID, attempt: int, *, asks: bool, calls: Sequence[str], seen: Outcome
-    ) -> Outcome:
+    def succeed(self, run_id: UUID, attempt: int, *, asks: bool, calls: Sequence[str]) -> Outcome:
         if not self.holds_lease(run_id, attempt):
             return Outcome("LeaseLost")
         run = self.runs[run_id]
@@ -257,7 +344,7 @@ class Model:
             breaker = self.breakers.get((kind, name))
             if breaker is not None and (breaker.open_until is None or breaker.open_until <= self.now):
                 del self.breakers[kind, name]
-        return Outcome("ended", self._ring_next(run))
+        return Outcome("ended")
 
     def end(self, run_id: UUID, attempt: int, ending: Ending, *, hold: bool, seen: Outcome) -> Outcome:
         """An attempt that did not succeed ends: its run is pending again, or has a dead letter."""
@@ -275,7 +362,9 @@ class Model:
         run.status = "pending"
         run.due = self.now + ending.delay
         run.rung = None  # as though nobody had rung, should the bell be lost
-        return Outcome("ended", (run.bell,) if ending.delay <= 0 else ())
+        if self._next_of(run) is not run:  # an earlier one was replayed
+            return Outcome("ended", self._ring_next(run))
+        return Outcome("ended", (run.bell,) if ending.delay <= 0 and self.is_next(run) else ())
 
     def rescue(
         self, run_id: UUID, attempt: int, cause: str, losses: int, *, hold: bool, seen: Outcome
@@ -399,22 +488,45 @@ class Model:
             if write.lane == lane and beside:
                 del self.writes[task]
 
-    def ring_again(self, limit: int, seen: Outcome) -> Outcome:
-        """So many of the ready runs as the limit lets through, whichever the ledger takes first."""
+    def ring(self, limit: int, seen: Outcome) -> Outcome:
+        """For the ready runs whose bells were lost, and for others as far as their tenants have less than
+        their share; so many as the limit lets through, whichever the ledger takes first."""
         ready = [
             run
             for run in self.runs.values()
-            if self.is_ready(run) and (run.rung is None or run.rung < self.now - SILENCE)
+            if self.is_ready(run) and not self.is_expired(run) and not self.is_rung(run)
         ]
-        bells = {run.bell for run in ready}
-        enough = len(seen.bells) == limit or all(
-            run.id in self.locked for run in ready if run.bell not in seen.bells
-        )
-        if enough and bells.issuperset(seen.bells):
-            bells = set(seen.bells)
-        for bell in bells:
+        lost = [run for run in ready if run.rung is not None]
+        fresh: list[Run] = []
+        for tenant, wanted in self._below_share().items():
+            own = [run for run in ready if run.lane[0] == tenant]
+            spare = max(0, wanted - sum(run in lost for run in own))
+            fresh += [run for run in own if run not in lost][: max(spare, 0)]
+        expected = {run.bell for run in (*lost, *fresh)}
+        found = set(seen.bells)
+        count = Counter(self.runs[bell.run_id].lane[0] for bell in expected)
+        as_many = Counter(self.runs[bell.run_id].lane[0] for bell in found) == count
+        if {run.bell for run in ready} >= found and (
+            self.locked is not None
+            or (len(expected) >= limit == len(found))
+            or (as_many and found >= {run.bell for run in lost})
+        ):
+            expected = found
+        for bell in expected:
             self.runs[bell.run_id].rung = self.now
-        return Outcome("rang", tuple(sorted(bells)))
+        return Outcome("rang", tuple(sorted(expected)))
+
+    def _below_share(self) -> dict[str, int]:
+        """How many bells each tenant lacks that has something to do."""
+        tenants = {
+            run.lane[0]
+            for run in self.runs.values()
+            if (self.is_next(run) or run.status == "running") and not self.paused.get(run.lane[0], False)
+        }
+        slots = CONCURRENCY * len(self.workers)
+        share = max(slots / len(tenants), 1) if tenants else 1
+        rung = Counter(r.lane[0] for r in self.runs.values() if r.status == "pending" and r.rung is not None)
+        return {tenant: math.ceil(share - self.running(tenant) - rung[tenant]) for tenant in tenants}
 
     def replay(self, run_id: UUID) -> Outcome:
         letter, run = self.letters[run_id], self.runs[run_id]
@@ -529,7 +641,24 @@ class Model:
         following = self._next_of(ended)
         if following is None or following.status != "pending" or following.due > self.now:
             return ()
-        if self.is_held(following):
+        if not self.is_next(following):
             return ()
         following.rung = self.now
         return (following.bell,)
+
+
+def _waves(requests: Sequence[Request]) -> list[list[Request]]:
+    """Those of one tenant that are put in at once: a request that ends others finds them there."""
+    waves: list[list[Request]] = []
+    for tenant in sorted({request.lane[0] for request in requests}):
+        own: list[list[Request]] = [[]]
+        for request in (request for request in requests if request.lane[0] == tenant):
+            last = max(
+                (n for n, wave in enumerate(own) if any(r.lane == request.lane for r in wave)), default=None
+            )
+            number = 0 if last is None else last + (request.strategy in SUPERSEDING)
+            if number == len(own):
+                own.append([])
+            own[number].append(request)
+        waves += own
+    return waves

@@ -32,6 +32,7 @@ class RunPicture(NamedTuple):
     started: bool
     finished: bool
     key: str | None
+    ranked: bool  # it is next, and found by whoever looks for something to start
 
 
 class LanePicture(NamedTuple):
@@ -101,7 +102,9 @@ _STATEMENTS = [
     f"""
     select id, tenant, thread_id, seq, graph, status, attempt, failures, max_attempts, worker_losses,
         round((throttled / {TICK / 2})::numeric)::int, replays, {_ahead("run_at")}, {_ahead("deadline")},
-        {_ahead("dispatched_at")}, worker_id, started_at is not null, finished_at is not null, idempotency_key
+        case when status in ('pending', 'running') then {_ahead("dispatched_at")} end,
+        worker_id, started_at is not null, finished_at is not null, idempotency_key,
+        status = 'pending' and rank is not null
     from runs
     """,
     """
@@ -122,7 +125,7 @@ _STATEMENTS = [
     """,
     f"select id, {_ahead('heartbeat_at')} from workers",
     f"select kind, name, graphs, failures, {_ahead('open_until')} from breakers",
-    "select name, paused from tenants",
+    "select name, paused from limits where kind = 'tenant'",
     """
     select coalesce(checkpoint_id, version), c.thread_id, metadata ->> 'run_id', metadata ->> 'attempt',
         parent_checkpoint_id, b.thread_id
@@ -173,8 +176,9 @@ def imagine(model: Model) -> Picture:
         runs={
             run.id: RunPicture(
                 *run.lane, run.seq, run.graph, run.status, run.attempt, run.failures, run.max_attempts,
-                run.losses, run.throttled, run.replays, run.due - now, ahead(run.deadline), ahead(run.rung),
-                run.worker, run.started, not run.is_unfinished, run.key,
+                run.losses, run.throttled, run.replays, run.due - now, ahead(run.deadline),
+                ahead(run.rung) if run.is_unfinished else None,
+                run.worker, run.started, not run.is_unfinished, run.key, model.is_next(run),
             )
             for run in model.runs.values()
         },

@@ -95,8 +95,8 @@ class Schedule(OfRun):
 
 
 _PAUSE = """
-    insert into tenants (name, paused) values (%s, %s)
-    on conflict (name) do update set paused = excluded.paused
+    insert into limits (kind, name, paused) values ('tenant', %s, %s)
+    on conflict (kind, name) do update set paused = excluded.paused
 """
 
 

@@ -4,23 +4,40 @@ from __future__ import annotations
 
 import datetime
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 import psycopg
 from tests.chaos.histories.model import Model
-from tests.chaos.histories.move import Context, Move, OfGrip, OfRun, bells_of, ended, holds, locked, policy_of
+from tests.chaos.histories.move import (
+    GRAPHS,
+    SILENCE,
+    Context,
+    Move,
+    OfGrip,
+    OfRun,
+    bells_of,
+    ended,
+    holds,
+    locked,
+    policy_of,
+)
 from tests.chaos.histories.picture import TICK
 from tests.chaos.histories.state import Ending, LaneId, Outcome, Request
 
+from threadmill.core.doorbell import bell_of
 from threadmill.core.keys import thread_key
 from threadmill.core.settings import Settings
-from threadmill.core.statement import Batch, Plan, Step, compiled
+from threadmill.core.statement import Batch, Plan, Rows, Step, compiled
 from threadmill.core.transitions import (
     bury,
     claim,
+    claim_taken,
     count_fenced,
+    pick_many,
+    pick_next,
     requeue,
+    ring_taken,
     succeed,
     trip,
 )
@@ -73,7 +90,7 @@ class Enqueue(Move):
         return replace(checked, id=request.id)
 
     def apply(self, model: Model, seen: Outcome) -> Outcome:
-        return model.enqueue(self.requests)
+        return model.enqueue(self.requests, seen)
 
     def told(self, model: Model) -> str:
         return "enqueue " + ", ".join(_wish(request) for request in self.requests)
@@ -92,6 +109,19 @@ def _wish(request: Request) -> str:
     return f"on {':'.join(request.lane)} ({', '.join(details)})"
 
 
+def _claimant(worker: UUID, *, alone: bool) -> dict[str, Any]:
+    return {"worker_id": worker, "versions": '{"skips": "1", "holds": "1"}', "alone": alone}
+
+
+def _told_of(rows: Rows) -> tuple[tuple[UUID, int], ...]:
+    return tuple(sorted((row["id"], row["attempt"]) for row in rows))
+
+
+def taken(seen: Outcome) -> tuple[tuple[UUID, int], ...]:
+    """The attempts with which a worker came away that took runs itself."""
+    return seen.told if isinstance(seen.told, tuple) else ()
+
+
 @dataclass(frozen=True)
 class Claim(OfRun):
     kind = "claim"
@@ -105,9 +135,7 @@ class Claim(OfRun):
             "run_id": self.run_id,
             "tenant": tenant,
             "thread_id": thread_id,
-            "worker_id": self.worker,
-            "graph_version": "1",
-            "alone": self.alone,
+            **_claimant(self.worker, alone=self.alone),
         }
         (rows,) = yield from locked(self.lane, Step(claim(), parameters))
         if not rows:
@@ -122,6 +150,33 @@ class Claim(OfRun):
 
     def told(self, model: Model) -> str:
         return f"claim {model.runs[self.run_id].name} ({':'.join(self.lane)}{', alone' * self.alone})"
+
+
+@dataclass(frozen=True)
+class Take(Move):
+    """A worker with so many free slots looks for what is ready."""
+
+    kind = "take"
+    worker: UUID
+    limit: int
+
+    def plan(self, context: Context) -> Plan[Outcome]:
+        look = {
+            "graphs": list(GRAPHS),
+            "patience": SILENCE,
+            "limit": self.limit,
+            "after_graph": "",
+            "after_tenant": "",
+        }
+        pick = Step(pick_many(), look)
+        _, rows = yield Batch([pick, Step(claim_taken(), _claimant(self.worker, alone=False))])
+        return Outcome("took", (), _told_of(rows))
+
+    def apply(self, model: Model, seen: Outcome) -> Outcome:
+        return model.take(self.worker, self.limit, seen)
+
+    def told(self, model: Model) -> str:
+        return f"take {self.limit} at most"
 
 
 @dataclass(frozen=True)
@@ -176,10 +231,14 @@ def _write(connection: psycopg.Connection[Any], step: Step) -> Outcome:
 
 @dataclass(frozen=True)
 class Succeed(OfGrip):
+    """then: what becomes of the slot, as in `workers.claims.Next`."""
+
     kind = "succeed"
     lane: LaneId
+    worker: UUID
     asks: bool
     calls: tuple[str, ...]
+    then: Literal["leave", "ring", "claim"]
 
     def plan(self, context: Context) -> Plan[Outcome]:
         parameters = {
@@ -191,11 +250,39 @@ class Succeed(OfGrip):
             "next_nodes": ["ask"] if self.asks else [],
             "dependencies": list(self.calls),
         }
-        (rows,) = yield from locked(self.lane, Step(succeed(), parameters))
-        return ended(rows)
+        rows, *following = yield from locked(self.lane, Step(succeed(), parameters), *self._then())
+        word = "ended" if rows else "LeaseLost"
+        match self.then:
+            case "claim":
+                return Outcome(word, (), _told_of(following[1]))
+            case "ring":
+                return Outcome(word, bells_of(*map(bell_of, following[1])))
+            case "leave":
+                return Outcome(word)
+
+    def _then(self) -> list[Step]:
+        look = {"tenant": self.lane[0], "graphs": list(GRAPHS), "patience": SILENCE}
+        match self.then:
+            case "claim":
+                return [Step(pick_next(), look), Step(claim_taken(), _claimant(self.worker, alone=False))]
+            case "ring":
+                return [Step(pick_next(), look), Step(ring_taken(), {})]
+            case "leave":
+                return []
 
     def apply(self, model: Model, seen: Outcome) -> Outcome:
-        return model.succeed(self.run_id, self.attempt, asks=self.asks, calls=self.calls, seen=seen)
+        outcome = model.succeed(self.run_id, self.attempt, asks=self.asks, calls=self.calls)
+        tenant = self.lane[0]
+        match self.then:
+            case "claim":
+                return outcome._replace(told=model.take(self.worker, 1, seen, tenant=tenant).told)
+            case "ring":
+                return outcome._replace(bells=model.ring_next(tenant, seen))
+            case "leave":
+                return outcome
+
+    def told(self, model: Model) -> str:
+        return f"{super().told(model)}, and {self.then}"
 
 
 @dataclass(frozen=True)

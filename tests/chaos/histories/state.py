@@ -10,6 +10,7 @@ LaneId = tuple[str, str]  # tenant, thread
 
 QUARANTINE_LOSSES = 2
 BREAKER_TRIALS = 3
+CONCURRENCY = 10  # of each worker
 SILENCE = 0.5  # ticks after which a heartbeat is stale, and a bell counts as lost
 UNFINISHED = ("pending", "running")
 FAILED = ("error", "timeout")

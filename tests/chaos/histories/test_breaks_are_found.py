@@ -12,7 +12,19 @@ from tests.chaos.histories.machine import make_up
 from tests.chaos.histories.state import Broken
 from tests.chaos.histories.world import Stage
 
-from threadmill.core.transitions import breaking, burying, cancelling, fleet, lane, replaying, running, terms
+from threadmill.core.transitions import (
+    breaking,
+    burying,
+    cancelling,
+    enqueue,
+    fleet,
+    lane,
+    replaying,
+    running,
+    starting,
+    terms,
+)
+from threadmill.producers import enqueue as producing
 from threadmill.producers import queries
 from threadmill.workers import burial, rescue
 
@@ -20,7 +32,7 @@ Break = Callable[[pytest.MonkeyPatch, Stage], None]
 
 # After so many histories at the latest each of them has been found, whatever the seed.
 PATIENCE = 300
-MODULES = (breaking, burying, cancelling, fleet, lane, replaying, running)
+MODULES = (breaking, burying, cancelling, enqueue, fleet, lane, replaying, running, starting)
 
 
 def _with(module: Any, **names: Any) -> Break:
@@ -73,6 +85,14 @@ def _ringing_for_none(following: Any) -> Any:
     return _real_ring_for(select(following).where(false()).cte("nobody"))
 
 
+def _promoting_none(following: Any) -> Any:
+    return select(following).where(false()).cte("promoted")
+
+
+def _putting_none_back(letter: Any) -> Any:
+    return select(letter).where(false()).cte("behind")
+
+
 def _freeing_none(closed: Any) -> Any:
     held = terms.HELD
     return held.delete().where(false()).returning(held.c.letter_id).cte("freed_lane")
@@ -90,7 +110,7 @@ BREAKS: dict[str, Break] = {
     "a claim does not look at a held lane": _with(running, is_held=lambda run: false()),
     "a claim does not look at breakers": _with(running, held_back_by_breaker=false),
     "a claim does not look at deadlines": _with(running, is_expired=false),
-    "a claim does not look at paused tenants": _with(running, tenant_is_paused=false),
+    "a claim does not look at paused tenants": _with(running, is_limited=false),
     "a claim lets in what must be alone": _with(running, runs_alone=false),
     "nobody takes a lane's lock": _no_lock,
     "an attempt is ended whichever it is": _with(running, held_run=_held_by_whichever_attempt),
@@ -100,9 +120,26 @@ BREAKS: dict[str, Break] = {
     "a cancel does not ring for the next": _with(cancelling, ring_for=_ringing_for_none),
     "a lane held for two is let go with the first": _with(running, free_lane=_freeing_the_thread),
     "what failed for good counts for what follows": _with(burial, set_aside=lambda: select(literal(1))),
-    "a bell that was lost is never rung again": _with(fleet, seconds=lambda name: func.make_interval(9)),
+    "a bell that was lost is never rung again": _with(
+        starting, _RING=starting._RING.replace("make_interval(secs => :patience)", "make_interval(9)")
+    ),
+    "who takes does not see that a bell is on its way": _with(
+        starting, _PICK_MANY=starting._PICK_MANY.replace("run.dispatched_at is null", "true")
+    ),
+    "who takes does not look for its fair turn": _with(
+        starting, _PICK_MANY=starting._PICK_MANY.replace("order by candidate.turn,", "order by")
+    ),
+    "a tenant without a share is rung for": _with(
+        starting, _RING=starting._RING.replace("- standing.running - rung.number", "+ 99")
+    ),
     "a worker that beats is struck off": _with(fleet, seconds=lambda name: func.make_interval(0)),
-    "ringing again passes over the lane's order": _with(fleet, earlier_unfinished=lambda run: false()),
+    "a success leaves the next one where nobody finds it": _with(running, promote=_promoting_none),
+    "a retry goes before what was replayed": _with(running, earlier_unfinished=lambda run: false()),
+    "a replay does not put back what comes after it": _with(replaying, _behind=_putting_none_back),
+    "what follows on a lane is found at once": _with(enqueue, is_unfinished=lambda status: false()),
+    "what follows a request that was known is not found": _with(
+        producing, rank_heads=lambda: select(literal(1))
+    ),
     "a replay forgets what the run has cost": _with(replaying, QUARANTINE_LOSSES=0),
     "a success does not close the breaker": _with(breaking, delete=lambda table: _nothing_of(table)),
     "the fence lets everybody through": _fence(""),

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from tests.chaos.histories.model import Model
 from tests.chaos.histories.move import LIMIT, SILENCE, Context, Move, OfGrip, bells_of, holds, policy_of
-from tests.chaos.histories.state import Ending, Outcome
+from tests.chaos.histories.state import CONCURRENCY, Ending, Outcome
 
 from threadmill.core.doorbell import bell_of
 from threadmill.core.statement import Batch, Plan, Row, Step
@@ -15,7 +15,7 @@ from threadmill.core.transitions import (
     beat,
     enlist,
     expired_runs,
-    ring_again,
+    ring,
     runs_of_worker,
     runs_without_worker,
     strike_off,
@@ -78,19 +78,22 @@ class Expire(OfGrip):
 
 
 @dataclass(frozen=True)
-class RingAgain(Move):
-    kind = "ring again"
+class Ring(Move):
+    """What the leader does for tenants that have less than their share, and for bells that were lost."""
+
+    kind = "ring"
     limit: int
 
     def plan(self, context: Context) -> Plan[Outcome]:
-        (rows,) = yield Batch([Step(ring_again(), {"limit": self.limit, "patience": SILENCE})])
+        parameters = {"limit": self.limit, "patience": SILENCE, "after_graph": "", "after_tenant": ""}
+        (rows,) = yield Batch([Step(ring(), parameters)])
         return Outcome("rang", bells_of(*map(bell_of, rows)))
 
     def apply(self, model: Model, seen: Outcome) -> Outcome:
-        return model.ring_again(self.limit, seen)
+        return model.ring(self.limit, seen)
 
     def told(self, model: Model) -> str:
-        return f"ring again, {self.limit} at most"
+        return f"ring, {self.limit} at most"
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ class Enlist(Move):
             "host": "host",
             "pid": 1,
             "queues": ["queue"],
-            "concurrency": 10,
+            "concurrency": CONCURRENCY,
             "versions": {},
         }
         yield Batch([Step(enlist(), parameters)])

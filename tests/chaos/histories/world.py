@@ -21,7 +21,7 @@ from tests.chaos.histories.move import GRAPHS, HOLDS, Context, Grip, Move, OfGri
 from tests.chaos.histories.picture import TICK, differences, look
 from tests.chaos.histories.promises import broken_promises
 from tests.chaos.histories.requests import Replay
-from tests.chaos.histories.running import Claim
+from tests.chaos.histories.running import Claim, Succeed, Take, taken
 from tests.chaos.histories.state import BREAKER_TRIALS, Bell, Broken, Outcome
 from tests.chaos.histories.upkeep import Beat, Enlist, LookAtOwn, LookForExpired, StrikeOffSilent
 
@@ -39,11 +39,11 @@ QUIET = (Beat, Enlist, LookAtOwn, LookForExpired)
 
 _EMPTY = (
     "truncate threads, runs, attempts, dead_letters, held_lanes, dead_letter_actions, replay_groups,"
-    " workers, tenants, breakers,"
+    " workers, limits, breakers,"
     " checkpoints, checkpoint_blobs, checkpoint_writes"
 )
 _LATER = {
-    "runs": ("run_at", "deadline", "dispatched_at", "created_at", "started_at", "finished_at"),
+    "runs": ("run_at", "rank", "deadline", "dispatched_at", "created_at", "started_at", "finished_at"),
     "attempts": ("started_at", "ended_at"),
     "dead_letters": ("next_replay_at",),
     "workers": ("heartbeat_at",),
@@ -255,7 +255,7 @@ class World:
                         gave = f"gave {self._outcome(seen)}, expected {self._outcome(expected)}"
                         found.append(f"{move.kind} {gave}")
                 found += differences(model, picture, self._names)
-                model.trials, model.locked = BREAKER_TRIALS, frozenset()
+                model.trials, model.locked = BREAKER_TRIALS, None
                 if not found:
                     return model, ""
                 why.append(f"as {' then '.join(move.kind for move, _ in order)}: " + "; ".join(found))
@@ -313,6 +313,8 @@ class World:
         self.bells += seen.bells
         if isinstance(move, Claim) and seen.word == "claimed":
             self.grips.append(Grip(move.worker, move.run_id, self.model.runs[move.run_id].attempt))
+        if isinstance(move, (Take, Succeed)):
+            self.grips += [Grip(move.worker, *attempt) for attempt in taken(seen)]
         if isinstance(move, StrikeOffSilent):
             orphans = [run for run in self.model.runs.values() if run.status == "running"]
             self.lost = [

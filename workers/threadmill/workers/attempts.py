@@ -9,12 +9,16 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from langgraph.runtime import RunControl
 
 from threadmill.core.statement import Row
+from threadmill.workers.heads import UNREAD, Head
 from threadmill.workers.lease import Lease
+
+if TYPE_CHECKING:
+    from threadmill.workers.claims import Claimed
 
 T = TypeVar("T")
 
@@ -26,8 +30,11 @@ Stop = Literal["taken", "cut off", "timeout", "deadline", "drain timeout"]
 class Attempt:
     """One attempt under way. Everything but `threads` belongs to the loop."""
 
-    def __init__(self, run: Row) -> None:
+    def __init__(self, run: Row, head: Head = UNREAD) -> None:
+        """head: where its thread stands."""
         self.run = run
+        self.head = head
+        self.following: Claimed | None = None  # the run with which its slot goes on
         self.lease = Lease(run["id"], run["attempt"], run["thread_id"])
         self.control = RunControl()
         self.dependencies: set[str] = set()  # what its nodes called by name
@@ -51,6 +58,7 @@ class Attempts:
     def __init__(self) -> None:
         self._held: dict[uuid.UUID, Attempt] = {}
         self._claiming: dict[uuid.UUID, int] = {}
+        self._claiming_some: set[object] = set()
         self._lock = threading.Lock()
         self._idle: list[asyncio.Future[None]] = []
 
@@ -70,6 +78,24 @@ class Attempts:
                 if not self._claiming[run_id]:
                     del self._claiming[run_id]
             self._tell_if_idle()
+
+    @contextmanager
+    def claiming_some(self) -> Iterator[None]:
+        """While it lasts, the ledger may hold runs for this worker that nobody here knows yet."""
+        mark = object()
+        with self._lock:
+            self._claiming_some.add(mark)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._claiming_some.discard(mark)
+            self._tell_if_idle()
+
+    def unresolved(self) -> frozenset[object]:
+        """Marks of all `claiming_some` that last."""
+        with self._lock:
+            return frozenset(self._claiming_some)
 
     @contextmanager
     def holding(self, attempt: Attempt) -> Iterator[None]:
@@ -129,7 +155,7 @@ class Attempts:
         return True
 
     def _is_idle(self) -> bool:
-        return not self._held and not self._claiming
+        return not self._held and not self._claiming and not self._claiming_some
 
     def _tell_if_idle(self) -> None:
         if self._is_idle():

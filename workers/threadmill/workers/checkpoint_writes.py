@@ -17,6 +17,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
 from functools import lru_cache
 from typing import Any
 
@@ -46,20 +47,25 @@ class Binding:
     run_id: uuid.UUID | None = None
     attempt: int | None = None
 
-    def parameters(self, *, first: bool) -> dict[str, Any]:
-        """first: of its transaction, so that it binds and fences."""
-        if not first:
-            return {}
-        if self.run_id is None:
-            return {"tenant": self.tenant}
-        return {"tenant": self.tenant, "run_id": self.run_id, "attempt": self.attempt}
+    def parameters(self, order: Order) -> dict[str, Any]:
+        """What a statement of this order needs to bind and to fence."""
+        bind = {"tenant": self.tenant} if order is Order.FIRST else {}
+        fenced = self.run_id is not None and order is not Order.LATER
+        return {**bind, "run_id": self.run_id, "attempt": self.attempt} if fenced else bind
 
 
-def _bound(first: bool, fenced: bool) -> str:
-    if not first:
-        return "bound as materialized (select)"
-    fence = f", {SCHEMA}.fence(%(run_id)s, %(attempt)s)" if fenced else ""
-    return f"bound as materialized (select set_config('{TENANT_SETTING}', %(tenant)s, true){fence})"
+class Order(Enum):
+    """Of a statement in its transaction. FIRST: it binds and fences. BOUND: it fences, and all is bound."""
+
+    FIRST = auto()
+    BOUND = auto()
+    LATER = auto()
+
+
+def _bound(order: Order, fenced: bool) -> str:
+    bind = f"set_config('{TENANT_SETTING}', %(tenant)s, true)" if order is Order.FIRST else ""
+    fence = f"{SCHEMA}.fence(%(run_id)s, %(attempt)s)" if fenced and order is not Order.LATER else ""
+    return f"bound as materialized (select {', '.join(part for part in (bind, fence) if part)})"
 
 
 def _table(columns: Mapping[str, str], count: int) -> str:
@@ -81,7 +87,7 @@ def _values(columns: Mapping[str, Sequence[Any]], count: int) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=128)
-def _checkpoint_sql(first: bool, fenced: bool, blobs: int | None) -> Compiled:
+def _checkpoint_sql(order: Order, fenced: bool, blobs: int | None) -> Compiled:
     stored = f""", blobs as (
             insert into {SCHEMA}.checkpoint_blobs (thread_id, checkpoint_ns, channel, version, type, blob)
             select %(key)s, %(namespace)s, blob.*
@@ -89,7 +95,7 @@ def _checkpoint_sql(first: bool, fenced: bool, blobs: int | None) -> Compiled:
             on conflict (thread_id, checkpoint_ns, channel, version) do nothing
         )"""  # noqa: S608 - constants
     return Compiled(f"""
-        with {_bound(first, fenced)}{stored if blobs is not None else ""}
+        with {_bound(order, fenced)}{stored if blobs is not None else ""}
         insert into {SCHEMA}.checkpoints
             (thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata)
         select %(key)s, %(namespace)s, %(checkpoint_id)s, %(parent_id)s, %(checkpoint)s, %(metadata)s
@@ -100,7 +106,7 @@ def _checkpoint_sql(first: bool, fenced: bool, blobs: int | None) -> Compiled:
 
 
 @lru_cache(maxsize=128)
-def _writes_sql(first: bool, fenced: bool, replaces: bool, count: int) -> Compiled:
+def _writes_sql(order: Order, fenced: bool, replaces: bool, count: int) -> Compiled:
     conflict = (
         "do update set channel = excluded.channel, type = excluded.type, blob = excluded.blob, "
         "run_id = excluded.run_id"
@@ -108,7 +114,7 @@ def _writes_sql(first: bool, fenced: bool, replaces: bool, count: int) -> Compil
         else "do nothing"
     )
     return Compiled(f"""
-        with {_bound(first, fenced)}
+        with {_bound(order, fenced)}
         insert into {SCHEMA}.checkpoint_writes
             (run_id, thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, blob)
         select {"%(run_id)s::uuid" if fenced else "null::uuid"},
@@ -130,8 +136,7 @@ class CheckpointWrite:
     metadata: Mapping[str, Any]
     blobs: Sequence[BlobRow]
 
-    def statement(self, binding: Binding, *, first: bool = True) -> Step:
-        """first: of its transaction."""
+    def statement(self, binding: Binding, order: Order = Order.FIRST) -> Step:
         columns: dict[str, Sequence[Any]] = {
             "channels": [row[2] for row in self.blobs],
             "versions": [row[3] for row in self.blobs],
@@ -147,8 +152,8 @@ class CheckpointWrite:
             "checkpoint": Jsonb(self.checkpoint),
             "metadata": Jsonb(self.metadata),
         }
-        sql = _checkpoint_sql(first, binding.run_id is not None, count if self.blobs else None)
-        return Step(sql, {**binding.parameters(first=first), **fields, **_values(columns, count)})
+        sql = _checkpoint_sql(order, binding.run_id is not None, count if self.blobs else None)
+        return Step(sql, {**binding.parameters(order), **fields, **_values(columns, count)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,8 +171,7 @@ class TaskWrites:
     def checkpoint_id(self) -> str:
         return self.rows[0][2]
 
-    def statement(self, binding: Binding, *, first: bool = True) -> Step:
-        """first: of its transaction."""
+    def statement(self, binding: Binding, order: Order = Order.FIRST) -> Step:
         rows = self.rows
         if self.replaces:  # one statement may not replace a row twice; the last one counts
             rows = list({row[5]: row for row in rows}.values())
@@ -188,13 +192,14 @@ class TaskWrites:
         count = len(rows) if len(rows) <= FEW else 0
         fenced = binding.run_id is not None
         by = {"run_id": binding.run_id} if fenced else {}
-        sql = _writes_sql(first, fenced, self.replaces, count)
-        return Step(sql, {**by, **binding.parameters(first=first), **fields, **_values(columns, count)})
+        sql = _writes_sql(order, fenced, self.replaces, count)
+        return Step(sql, {**by, **binding.parameters(order), **fields, **_values(columns, count)})
 
 
 Write = CheckpointWrite | TaskWrites
 
 
-def statements(binding: Binding, writes: Sequence[Write]) -> list[Step]:
-    """Those of one transaction."""
-    return [write.statement(binding, first=number == 0) for number, write in enumerate(writes)]
+def statements(binding: Binding, writes: Sequence[Write], *, bound: bool = False) -> list[Step]:
+    """Those of one transaction. bound: it is bound to the tenant already."""
+    first = Order.BOUND if bound else Order.FIRST
+    return [write.statement(binding, Order.LATER if number else first) for number, write in enumerate(writes)]

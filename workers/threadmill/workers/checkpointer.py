@@ -30,7 +30,7 @@ from psycopg.rows import DictRow, dict_row
 
 from threadmill.core.errors import ForeignThread
 from threadmill.core.keys import thread_key
-from threadmill.core.statement import Step, compiled
+from threadmill.core.statement import Row, Step, compiled
 from threadmill.core.transitions import clear_base
 from threadmill.workers.checkpoint_writes import (
     Binding,
@@ -40,6 +40,7 @@ from threadmill.workers.checkpoint_writes import (
     WriteRow,
     statements,
 )
+from threadmill.workers.heads import UNREAD, Head
 from threadmill.workers.lease import Lease, Pool, bound_connection, session_bound_connection
 from threadmill.workers.patience import patiently
 from threadmill.workers.state_patch import NULL_TASK_ID, PatchWrite
@@ -49,6 +50,8 @@ from threadmill.workers.write_group import WriteGroup
 # that a crafted blob names. The default serialiser rebuilds anything importable.
 STRICT = JsonPlusSerializer(allowed_msgpack_modules=None)
 
+# From this version on a checkpoint holds its pending sends itself.
+CURRENT_FORMAT = 4
 # LangGraph's own (langgraph._internal._constants): which node an error handler is called for.
 ERROR_SOURCE_NODE = "__error_source_node__"
 
@@ -126,7 +129,9 @@ class BoundSaver(AsyncPostgresSaver):
         aside: Aside | None = None,
         *,
         background: bool = False,
+        head: Head = UNREAD,
     ) -> None:
+        """head: the newest checkpoint of the lease's thread, where it is known."""
         super().__init__(pool, serde=STRICT)
         self._pool = pool
         self._tenant = tenant
@@ -137,6 +142,7 @@ class BoundSaver(AsyncPostgresSaver):
         self._binding = Binding(tenant, *(() if lease is None else (lease.run_id, lease.attempt)))
         self._writes = WriteGroup(pool, self._binding, lease)
         self._taken: list[Write] = []
+        self._head = [head] if head is not UNREAD and aside is None else []  # shared with LangGraph's copy
         self.progress = Progress()
 
     @asynccontextmanager
@@ -181,10 +187,22 @@ class BoundSaver(AsyncPostgresSaver):
             if newest is None:
                 return None
             keyed = {**keyed, "configurable": {**target, "checkpoint_id": newest}}
+        elif self._head and not get_checkpoint_id(config) and self._is_own(config):
+            head = self._head.pop()  # for the first who asks; after that there may be newer ones
+            if head is None:
+                return None
+            if head["checkpoint"]["v"] >= CURRENT_FORMAT:
+                stay_ahead_of(head["checkpoint_id"])
+                return await self._load_checkpoint_tuple(head)
         found = await patiently(lambda: stock(keyed))
         if found is not None:
             stay_ahead_of(found.checkpoint["id"])
         return found
+
+    def _is_own(self, config: RunnableConfig) -> bool:
+        target = config["configurable"]
+        own = self._lease is not None and target["thread_id"] == self._lease.thread_id
+        return own and not target.get("checkpoint_ns", "")
 
     async def _newest_live(self, key: str, namespace: str, aside: Aside) -> str | None:
         row = await self._ask(_NEWEST_LIVE, {"namespace": namespace, **self._bounds(key, aside)})
@@ -270,6 +288,7 @@ class BoundSaver(AsyncPostgresSaver):
             await self._write(TaskWrites(rows, replaces), waits=handled or not self._background)
 
     async def _write(self, write: Write, *, waits: bool) -> None:
+        self._head.clear()
         if waits:
             await self._writes.write(write)
         else:
@@ -280,12 +299,12 @@ class BoundSaver(AsyncPostgresSaver):
         await self._writes.flush()
 
     async def take_writes(self) -> list[Step]:
-        """What is still to be written, for the caller's transaction, which it binds and fences.
+        """What is still to be written, for the caller's transaction, which is bound, and which it fences.
 
         Raises LeaseLost, or why an earlier write could not be made.
         """
         self._taken = await self._writes.take()
-        return statements(self._binding, self._taken)
+        return statements(self._binding, self._taken, bound=True)
 
     async def write_taken(self) -> None:
         """Writes what was taken after all, each by itself. Raises why the first that could not be was not."""
@@ -299,6 +318,7 @@ class BoundSaver(AsyncPostgresSaver):
     def ignore(self, aside: Aside) -> None:
         """Has these checkpoints be of no effect from now on."""
         self._aside = aside
+        self._head.clear()
 
     async def put_patch(self, found: CheckpointTuple, writes: Sequence[PatchWrite]) -> None:
         """Saves a patch of the state beside the checkpoint, and takes it off the run, which then has had it.
@@ -307,6 +327,7 @@ class BoundSaver(AsyncPostgresSaver):
         """
         lease = self._lease
         assert lease is not None
+        self._head.clear()
         target = self._writable(found.config)["configurable"]
         place = target["thread_id"], target["checkpoint_ns"], target["checkpoint_id"]
         rows: list[WriteRow] = [
@@ -376,7 +397,7 @@ class BoundSaver(AsyncPostgresSaver):
             config = newest.config
         return await super().aget_delta_channel_history(config=self._keyed(config), channels=channels)
 
-    async def _load_checkpoint_tuple(self, value: DictRow) -> CheckpointTuple:
+    async def _load_checkpoint_tuple(self, value: Row) -> CheckpointTuple:
         named = {"thread_id": value["thread_id"].partition(":")[2], "checkpoint_ns": value["checkpoint_ns"]}
         parent = value["parent_checkpoint_id"]
         saved = value["checkpoint"]

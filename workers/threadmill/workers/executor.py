@@ -1,4 +1,4 @@
-"""Executes a run: bell → claim → graph → what came of it.
+"""Executes a run: claim → graph → what came of it, and the claim of the next.
 
 An attempt ends here in one of four ways: its graph returns, its graph raises, it is asked to drain and does
 so at its next superstep, or it is stopped from outside. Whatever ends it is written in one transaction that
@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import psycopg
@@ -29,10 +28,10 @@ from threadmill.core.settings import Settings
 from threadmill.core.statement import Batch, Plan, Row, Rows, Step
 from threadmill.core.transitions import (
     bury,
-    claim,
     count_fenced,
     end_trial,
     join_breaker,
+    lock_and_bind,
     lock_thread,
     requeue,
     succeed,
@@ -41,6 +40,7 @@ from threadmill.core.transitions import (
 from threadmill.graphs import OPEN, USED, Classifier, Registry, Verdict, classify, dependency_of
 from threadmill.workers.attempts import Attempt, Attempts, Stop
 from threadmill.workers.burial import ENDED, Place, burial
+from threadmill.workers.claims import BellDropped, Claimed, Claims, Next
 from threadmill.workers.ending import Burial, Retry, decide, requeue_parameters
 from threadmill.workers.event_writer import EventWriter
 from threadmill.workers.failure import Failure, describe, describe_bare, hooks_of
@@ -65,16 +65,20 @@ _STANDING = select(_runs.c.status, _runs.c.attempt).where(
 _log = structlog.get_logger("threadmill.executor")
 
 
-class BellDropped(Exception):
-    """The run is not to be started now, or not here; nothing is wrong."""
-
-
 class RunPostponed(Exception):
     """The run is pending again; nothing is to be shown of this attempt."""
 
 
 class RunFailed(Exception):
     """The run failed; its record is in the ledger. The text is what Flower may show: no message, no input."""
+
+
+class Outcome(NamedTuple):
+    """What came of an attempt. error: None where its run has succeeded; else RunFailed, RunPostponed or
+    LeaseLost, or whatever could not be recorded. following: the run with which its slot goes on."""
+
+    error: Exception | None
+    following: Claimed | None
 
 
 class Account(NamedTuple):
@@ -99,80 +103,62 @@ class Executor:
         herald: Herald,
         heartbeat: Heartbeat,
         attempts: Attempts,
+        claims: Claims,
         stuck: StuckWork,
         events: EventWriter,
-        versions: Mapping[str, str],
         *,
-        alone: bool,
+        what_next: Callable[[], Next],
         on_node: Callable[[str], None] | None,
     ) -> None:
-        """versions: of the graphs that this process serves, by name. alone: runs that must be are let in.
-        on_node: is told each node as it begins; None costs nothing."""
+        """what_next: says what becomes of a slot whose run has succeeded. on_node: is told each node as it
+        begins; None costs nothing."""
         self._settings = settings
         self._registry = registry
         self._database = database
         self._herald = herald
         self._heartbeat = heartbeat
         self._attempts = attempts
+        self._claims = claims
         self._stuck = stuck
         self._events = events
-        self._versions = versions
-        self._alone = alone
+        self._what_next = what_next
         self._on_node = on_node
         self.accepts = True  # until the worker drains
 
-    async def execute(self, bell: Bell) -> str:
-        """Executes the run, if it is this worker's to execute, and returns its status.
+    async def claim(self, bell: Bell) -> Claimed:
+        """The run of a bell. Raises BellDropped where it is not this worker's to execute, or not now."""
+        if not (self.accepts and self._heartbeat.is_alive):
+            raise BellDropped
+        return await self._claims.claim(bell)
 
-        Raises BellDropped; RunFailed when the run has failed and is recorded; RunPostponed when it is to be
-        tried again; and LeaseLost when it was taken away meanwhile.
-        """
-        with ExitStack() as stack:
-            with self._attempts.claiming(bell.run_id):
-                attempt = Attempt(await self._claim(bell))
-                stack.enter_context(self._attempts.holding(attempt))
+    async def execute(self, claimed: Claimed) -> Outcome:
+        """What came of the attempt; it is in the ledger by then."""
+        attempt = Attempt(claimed.run, claimed.head)
+        run = attempt.run
+        with (
+            self._attempts.holding(attempt),
+            structlog.contextvars.bound_contextvars(
+                tenant=run["tenant"], thread=run["thread_id"], run=str(run["id"]), attempt=run["attempt"]
+            ),
+        ):
+            claimed.begun()
             if not self.accepts:  # it was claimed while the worker began to drain
                 attempt.control.request_drain("drain")
-            run = attempt.run
-            stack.enter_context(
-                structlog.contextvars.bound_contextvars(
-                    tenant=run["tenant"], thread=run["thread_id"], run=str(run["id"]), attempt=run["attempt"]
-                )
-            )
             started = time.monotonic()
             _log.debug("run.started", graph=run["graph"])
+            error: Exception | None = None
             try:
                 await self._carry_through(attempt)
-            except LeaseLost:
+            except LeaseLost as lost:
                 _log.warning("run.fenced", graph=run["graph"])
-                raise
+                error = lost
+            except Exception as raised:
+                error = raised
             finally:
                 attempt.lease.lost = True
                 await self._count_refused(attempt)
                 _log.info("run.ended", graph=run["graph"], seconds=round(time.monotonic() - started, 3))
-        return "success"
-
-    async def _claim(self, bell: Bell) -> Row:
-        if not (self.accepts and self._heartbeat.is_alive):
-            raise BellDropped
-        where = {"tenant": bell.tenant, "thread_id": bell.thread_id}
-        steps = [
-            Step(lock_thread(), where),
-            Step(
-                claim(),
-                {
-                    **where,
-                    "run_id": bell.run_id,
-                    "worker_id": self._heartbeat.worker_id,
-                    "graph_version": self._versions.get(bell.graph),
-                    "alone": self._alone,
-                },
-            ),
-        ]
-        row = _first(await patiently(lambda: self._database.carry_out(_rows(steps))))
-        if row is None:
-            raise BellDropped
-        return row
+        return Outcome(error, attempt.following)
 
     async def _carry_through(self, attempt: Attempt) -> None:
         """The attempt, from its claim to its end in the ledger."""
@@ -304,7 +290,7 @@ class Executor:
         }
         writes = await invocation.saver.take_writes()
         try:
-            await self._finish(attempt, "success", Step(succeed(), parameters), writes=writes)
+            await self._finish_and_go_on(attempt, Step(succeed(), parameters), writes)
         except psycopg.Error:
             if writes:  # one of them may be refused for what it holds, and the others not
                 await invocation.saver.write_taken()
@@ -448,47 +434,68 @@ class Executor:
         await self._end(attempt, status, steps, ENDED, *breaker)
         raise RunFailed(f"{failure.exception_type}: see `threadmill runs show {run['id']}`") from None
 
-    async def _finish(
-        self, attempt: Attempt, status: str, end: Step, *more: Step, writes: Sequence[Step] = ()
-    ) -> None:
-        """Ends the attempt and finds the thread's next run, in one round trip; then tells whoever waits.
+    async def _finish(self, attempt: Attempt, status: str, end: Step, *more: Step) -> None:
+        """Ends the attempt in one round trip; then tells whoever waits, and rings for its thread's next run.
 
-        more: what is to be done in the same transaction, and its last row logged. writes: what the graph has
-        written and is not yet saved. Raises LeaseLost.
+        more: what is to be done in the same transaction, and its last row logged. Raises LeaseLost.
         """
         run = attempt.run
-        held = {"run_id": run["id"], "attempt": run["attempt"]}
-        # The lane first, as whoever takes the run away holds it too before the run's row.
         lock = Step(lock_thread(), {"tenant": run["tenant"], "thread_id": run["thread_id"]})
-        steps = [lock, *writes, Step(end.statement, {**end.parameters, **held})]
-        await self._end(attempt, status, steps, len(steps) - 1, *more)
+        await self._end(attempt, status, [lock, _of(run, end)], 1, *more)
+
+    async def _finish_and_go_on(self, attempt: Attempt, end: Step, writes: Sequence[Step]) -> None:
+        """Ends the attempt with success and goes on with the tenant's next run, all in one round trip.
+
+        writes: what the graph has written and is not yet saved. Raises LeaseLost.
+        """
+        run, how = attempt.run, self._what_next()
+        # The lane first, as whoever takes the run away holds it too before the run's row.
+        lock = Step(lock_and_bind(), {"tenant": run["tenant"], "thread_id": run["thread_id"]})
+        steps = [lock, *writes, _of(run, end), *self._claims.next_steps(run["tenant"], how)]
+        ended_at = len(writes) + 1
+        with self._attempts.claiming_some():
+            results, tries = await self._send(steps)
+            if results is not None:
+                attempt.following, bell = self._claims.following(how, results[ended_at + 1 :])
+        if results is None or not results[ended_at]:
+            await self._check_committed(attempt, "success", tries)
+        self._herald.announce(run["id"], bell if results is not None else None)
 
     async def _end(
         self, attempt: Attempt, status: str, steps: list[Step], ended_at: int, *more: Step
     ) -> None:
         """`_finish` by these steps. ended_at: which of them ends the run."""
         run = attempt.run
-        tries = 0
-
-        async def send() -> list[Rows]:
-            nonlocal tries
-            tries += 1
-            try:
-                return await self._database.carry_out(_rows([*steps, *more]))
-            except psycopg.Error as error:
-                if error.sqlstate != FENCED:
-                    raise
-                return [[] for _ in (*steps, *more)]
-
-        results = await patiently(send)
-        ended, others = results[ended_at], results[len(steps) :]
-        if not ended and not (tries > 1 and await self._was_committed(run, status)):
-            raise attempt.lease.refuse("end")
-        for rows in others:
+        results, tries = await self._send([*steps, *more])
+        ended = results[ended_at] if results is not None else []
+        if not ended:
+            await self._check_committed(attempt, status, tries)
+        for rows in results[len(steps) :] if results is not None else []:
             _log_breaker(more[0], rows)
         self._herald.announce(
             None if status == "pending" else run["id"], next_bell(ended[0]) if ended else None
         )
+
+    async def _send(self, steps: list[Step]) -> tuple[list[Rows] | None, int]:
+        """The rows of the steps, None where a fence among them refused; and how often they were sent."""
+        tries = 0
+
+        async def send() -> list[Rows] | None:
+            nonlocal tries
+            tries += 1
+            try:
+                return await self._database.carry_out(_rows(steps))
+            except psycopg.Error as error:
+                if error.sqlstate != FENCED:
+                    raise
+                return None
+
+        return await patiently(send), tries
+
+    async def _check_committed(self, attempt: Attempt, status: str, tries: int) -> None:
+        """Raises LeaseLost, unless a try that Postgres did not answer has ended the run as it was to be."""
+        if tries == 1 or not await self._was_committed(attempt.run, status):
+            raise attempt.lease.refuse("end")
 
     async def _was_committed(self, run: Row, status: str) -> bool:
         """Whether a try that Postgres did not answer took effect: the run stands as this attempt left it."""
@@ -506,6 +513,11 @@ class Executor:
             await self._database.carry_out(_rows([Step(count_fenced(), parameters)]))
         except Exception as error:
             _log.warning("run.refusals_not_counted", error=type(error).__name__)
+
+
+def _of(run: Row, end: Step) -> Step:
+    """The step that ends the run, for the attempt that has it."""
+    return Step(end.statement, {**end.parameters, "run_id": run["id"], "attempt": run["attempt"]})
 
 
 def _rows(steps: list[Step]) -> Plan[list[Rows]]:

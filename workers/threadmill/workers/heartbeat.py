@@ -74,6 +74,8 @@ class Heartbeat:
         self._beaten_at = time.monotonic()
         self._cut_off = False
         self._dropped: set[tuple[uuid.UUID, int]] = set()  # what ran when the lease ran out
+        # What it holds and does not know, and which claims were not answered yet when that was seen first.
+        self._unknown: dict[tuple[uuid.UUID, int], frozenset[object]] = {}
         self.worker_id = uuid7()
 
     @property
@@ -175,8 +177,14 @@ class Heartbeat:
         for run_id, number in before.items():
             if (run_id, number) not in held:
                 self._on_taken(run_id, number)
+        unresolved = self._attempts.unresolved()
+        unknown = {}
         for row in runs:
             if not self._attempts.knows(row["id"], row["attempt"]):
+                key = (row["id"], row["attempt"])
+                unknown[key] = self._unknown.get(key, unresolved)
+                if unknown[key] & unresolved:
+                    continue  # it may be one of those
                 assert self._connection is not None
                 dropped = (row["id"], row["attempt"]) in self._dropped
                 cause = "cut off" if dropped else "claim unanswered"
@@ -185,6 +193,7 @@ class Heartbeat:
                     _log.warning("run.given_back", run=str(row["id"]), attempt=row["attempt"], cause=cause)
                 if bell is not None:
                     self._on_given_back(bell)
+        self._unknown = unknown
 
     def _entry(self) -> dict[str, Any]:
         packages = ("threadmill", "langgraph", "celery")

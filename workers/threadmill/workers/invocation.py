@@ -58,6 +58,7 @@ class Invocation:
             attempt.lease,
             None if run["replay_mode"] == "resume" else _aside(run),
             background=self._durability != "sync",
+            head=attempt.head,
         )
         self.config = configured(
             run, policy, self.saver, BoundStore(pool, run["tenant"], attempt.lease), on_node

@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from typing import Any
 
 from billiard.einfo import ExceptionInfo
@@ -18,6 +19,7 @@ from kombu.serialization import loads
 
 from threadmill.core.celery_app import RUN_TASK
 from threadmill.core.settings import Settings
+from threadmill.workers import transport
 from threadmill.workers.runtime import Draining, Runtime
 from threadmill.workers.tasks import answer
 
@@ -41,12 +43,34 @@ class AsyncioPool(BasePool):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         assert self.settings is not None
-        self._runtime = Runtime(self.settings, limit=self.limit, on_replace=self.on_replace)
+        self._runtime = Runtime(
+            self.settings,
+            limit=self.limit,
+            goes_on=True,
+            on_replace=self.on_replace,
+            on_room=self._wake_consumer,
+        )
+        self._woken, self._wakes = os.pipe()
+        os.set_blocking(self._wakes, False)
+        os.set_blocking(self._woken, False)
         self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="threadmill-task")
         self._running: set[Future[None]] = set()
 
     def on_start(self) -> None:
         self._runtime.start()
+        transport.QoS.has_room = staticmethod(lambda: self._runtime.has_room)
+
+    def register_with_event_loop(self, loop: Any) -> None:
+        """Has Celery's event loop hear when there is room: asleep, it would look only every second."""
+        loop.add_reader(self._woken, self._hear)
+
+    def _hear(self) -> None:
+        with suppress(BlockingIOError):
+            os.read(self._woken, 4096)
+
+    def _wake_consumer(self) -> None:
+        with suppress(BlockingIOError):
+            os.write(self._wakes, b".")
 
     def on_apply(
         self,

@@ -15,7 +15,8 @@ from threadmill.core.doorbell import Bell
 from threadmill.core.errors import LeaseLost
 from threadmill.core.logs import configure_logs
 from threadmill.core.settings import Settings
-from threadmill.workers.executor import BellDropped, RunFailed, RunPostponed
+from threadmill.workers.claims import BellDropped
+from threadmill.workers.executor import RunFailed, RunPostponed
 from threadmill.workers.runtime import Draining, Runtime
 from threadmill.workers.worker import leave
 

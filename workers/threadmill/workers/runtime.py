@@ -23,8 +23,9 @@ from threadmill.core.transitions import announce_graph
 from threadmill.graphs import GraphDescription, Registry
 from threadmill.workers.attempts import Attempts, NodeThreads
 from threadmill.workers.cancellations import Cancellations
+from threadmill.workers.claims import BellDropped, Claimed, Claims, Next
 from threadmill.workers.event_writer import EventWriter
-from threadmill.workers.executor import STOP_GRACE, BellDropped, Executor, RunFailed, RunPostponed
+from threadmill.workers.executor import STOP_GRACE, Executor, RunFailed, RunPostponed
 from threadmill.workers.heartbeat import Heartbeat
 from threadmill.workers.herald import Herald
 from threadmill.workers.quarantine import Quarantine
@@ -58,14 +59,20 @@ class Runtime:
         *,
         limit: int | None = None,
         alone: bool = False,
+        goes_on: bool = False,
         on_replace: Callable[[], None] = lambda: None,
+        on_room: Callable[[], None] = lambda: None,
         on_node: Callable[[str], None] | None = None,
     ) -> None:
-        """limit: runs at once; None takes the settings'. on_replace: the process is to be replaced, as a node
-        will not end. on_node: is told each node as it begins."""
+        """limit: runs at once; None takes the settings'. goes_on: a slot whose run has succeeded goes on with
+        the tenant's next; else it is free for the next bell. on_replace: the process is to be replaced, as a
+        node will not end. on_room: there may be room for one more bell. on_node: is told each node as it
+        begins."""
         self._settings = settings
         self._alone = alone
+        self._goes_on = goes_on
         self._on_node = on_node
+        self._on_room = on_room
         self._limit = limit or settings.concurrency
         self._loop = uvloop.new_event_loop()
         self._node_threads = NodeThreads(self._limit)
@@ -91,8 +98,12 @@ class Runtime:
         self._events = EventWriter(settings)
         self._slots: Slots
         self._quarantine: Quarantine
+        self._claims: Claims
         self._executor: Executor
+        self._taker: Taker | None = None
+        self._taking: asyncio.Task[None] | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self._occupied: set[asyncio.Task[None]] = set()
 
     @property
     def worker_id(self) -> uuid.UUID:
@@ -128,8 +139,17 @@ class Runtime:
 
     async def _begin(self) -> None:
         versions = await self._announce()
-        self._slots = Slots(self._limit)
+        self._slots = Slots(self._limit, self._on_room)
         self._quarantine = Quarantine(self._settings, self._database, self._herald, self._policy)
+        self._claims = Claims(
+            self._database,
+            self._heartbeat,
+            self._attempts,
+            versions,
+            # Sooner than the leader rings again, as what loses one bell may lose the next.
+            patience=self._settings.ring_again_after / 2,
+            alone=self._alone,
+        )
         self._executor = Executor(
             self._settings,
             self._registry,
@@ -137,25 +157,25 @@ class Runtime:
             self._herald,
             self._heartbeat,
             self._attempts,
+            self._claims,
             self._stuck,
             self._events,
-            versions,
-            alone=self._alone,
+            what_next=self._what_next,
             on_node=self._on_node,
         )
 
     async def _begin_taking(self) -> None:
-        taker = Taker(
+        self._taker = Taker(
             self._settings,
             self._database,
             self._slots,
+            self._claims,
             redis_is_away=lambda: self._cancellations.redis_is_away,
+            execute=self._occupy,
             answer=self._answer_quietly,
         )
-        self._tasks = [
-            asyncio.create_task(taker.take_on(), name="threadmill-taker"),
-            asyncio.create_task(self._quarantine.work(), name="threadmill-quarantine"),
-        ]
+        self._taking = asyncio.create_task(self._taker.take_on(), name="threadmill-taker")
+        self._tasks = [asyncio.create_task(self._quarantine.work(), name="threadmill-quarantine")]
 
     def drain(self) -> None:
         """Hands over every run at its next checkpoint; what takes longer than `drain_timeout` is fenced."""
@@ -172,6 +192,8 @@ class Runtime:
 
     async def _drain(self) -> None:
         self._executor.accepts = False
+        if self._taker is not None:
+            self._taker.stop()
         for task in self._tasks:
             task.cancel()
         self._attempts.request_drain()
@@ -219,11 +241,57 @@ class Runtime:
             accept()
             self._quarantine.line_up(bell)
             raise BellDropped
-        async with self._slots.take():
+        await self._slots.wait()
+        kept = False
+        try:
             if not self._executor.accepts:
                 raise Draining
             accept()
-            return await self._executor.execute(bell)
+            claimed = await self._executor.claim(bell)
+            self._look()
+            error, following = await self._executor.execute(claimed)
+            if following is not None:
+                self._occupy(following)
+                kept = True
+        finally:
+            if not kept:
+                self._free_slot()
+        if error is not None:
+            raise error
+        return "success"
+
+    def _occupy(self, claimed: Claimed) -> None:
+        """Executes the run in a slot that is taken for it, and then what follows on it."""
+        task = asyncio.create_task(self._execute_on(claimed), name="threadmill-slot")
+        self._occupied.add(task)
+        task.add_done_callback(self._occupied.discard)
+
+    async def _execute_on(self, claimed: Claimed) -> None:
+        following: Claimed | None = claimed
+        try:
+            while following is not None:
+                _, following = await self._executor.execute(following)
+        finally:
+            self._free_slot()
+
+    def _free_slot(self) -> None:
+        self._slots.give_back()
+        self._look()
+
+    def _look(self) -> None:
+        if self._taker is not None and self._slots.free > 0:
+            self._taker.look()
+
+    def _what_next(self) -> Next:
+        """What becomes of a slot whose run has succeeded."""
+        if not (self._goes_on and self._executor.accepts and self._heartbeat.is_alive):
+            return Next.RING
+        return Next.LEAVE if self._slots.is_waited_for else Next.CLAIM
+
+    @property
+    def has_room(self) -> bool:
+        """Whether the bell of one more run would be answered soon."""
+        return self._slots.has_room
 
     async def _answer_quietly(self, bell: Bell) -> None:
         """`answer` where nobody listens: what came of it is in the ledger."""

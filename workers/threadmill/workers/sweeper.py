@@ -36,7 +36,7 @@ from threadmill.core.transitions import (
     expired_runs,
     lanes_held_too_long,
     rejected_runs,
-    ring_again,
+    ring,
     runs_without_worker,
     strike_off_silent,
 )
@@ -261,7 +261,13 @@ class Sweeper:
                 self._ring(connection, allowance)
 
     def _ring(self, connection: psycopg.Connection[DictRow], limit: int) -> None:
-        step = Step(ring_again(), {"limit": limit, "patience": self._settings.ring_again_after})
+        parameters = {
+            "limit": limit,
+            "patience": self._settings.ring_again_after,
+            "after_graph": "",
+            "after_tenant": "",
+        }
+        step = Step(ring(), parameters)
         with self._asking():
             (rows,) = send_unpipelined(connection, Batch([step]))
         if rows:

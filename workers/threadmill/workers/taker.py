@@ -1,8 +1,9 @@
-"""Takes ready runs straight from the ledger, where their bells do not arrive.
+"""Takes ready runs straight from the ledger, as many as there are free slots.
 
-A bell may be lost in more ways than its sender can notice: popped by a worker that died, flushed, sent into
-a connection that nobody reads. So each worker that is free looks for runs whose bell went unanswered, and
-while Redis is away altogether for any that are ready.
+A bell wakes a worker; what else is ready needs none. A worker looks when it has answered a bell and has slots
+left, when a slot has become free, and every `sweep_interval`: a bell may be lost in more ways than its sender
+can notice. While Redis is away altogether no bell says that another tenant waits for a slot, so then each
+worker rings for itself, as else the leader does.
 """
 
 from __future__ import annotations
@@ -17,12 +18,15 @@ from threadmill.core.database import AsyncDatabase
 from threadmill.core.doorbell import Bell, bell_of
 from threadmill.core.settings import Settings
 from threadmill.core.statement import Batch, Plan, Rows, Step
-from threadmill.core.transitions import ring_again
+from threadmill.core.transitions import ring
+from threadmill.workers.claims import Claimed, Claims
 from threadmill.workers.patience import is_outage
 from threadmill.workers.slots import Slots
 
 # No more are taken in one look, so that the others get some.
 MAX_TAKEN = 50
+# Two looks are so far apart at least, in seconds, but where the first has found all that it could take.
+REST = 0.02
 # Another worker may just have taken what stands ready, and be about to claim it.
 PATIENCE_WITHOUT_REDIS = 0.5
 
@@ -30,49 +34,93 @@ _log = structlog.get_logger("threadmill.taker")
 
 
 class Taker:
-    """Looks every `sweep_interval`, as long as there is a free slot."""
+    """Looks when it is told to, and every `sweep_interval`."""
 
     def __init__(
         self,
         settings: Settings,
         database: AsyncDatabase,
         slots: Slots,
+        claims: Claims,
         *,
         redis_is_away: Callable[[], bool],
+        execute: Callable[[Claimed], None],
         answer: Callable[[Bell], Coroutine[Any, Any, None]],
     ) -> None:
-        """answer: executes the run of a bell, in a slot of its own, and raises nothing."""
+        """execute: has a run executed in a slot that is taken for it. answer: executes the run of a bell
+        when there is a slot, and raises nothing."""
         self._settings = settings
         self._database = database
         self._slots = slots
+        self._claims = claims
         self._redis_is_away = redis_is_away
+        self._execute = execute
         self._answer = answer
         self._answers: set[asyncio.Task[None]] = set()
+        self._wanted = asyncio.Event()
+        self._stopped = False
+
+    def look(self) -> None:
+        """Has it look soon."""
+        self._wanted.set()
+
+    def stop(self) -> None:
+        """Ends `take_on` after the look that is under way: what it takes is known, and not broken off."""
+        self._stopped = True
+        self._wanted.set()
 
     async def take_on(self) -> None:
-        """Takes runs until it is cancelled; those that it took go on."""
-        while True:
-            await asyncio.sleep(self._settings.sweep_interval)
-            if self._slots.free:
-                try:
-                    await self._take(min(self._slots.free, MAX_TAKEN))
-                except Exception as error:  # whatever it is, it must not be the last look
-                    if not is_outage(error):
-                        _log.warning("taker.failed", error=type(error).__name__)
+        """Takes runs until it is stopped; those that it took go on."""
+        while not self._stopped:
+            try:
+                async with asyncio.timeout(self._settings.sweep_interval):
+                    await self._wanted.wait()
+            except TimeoutError:
+                if self._redis_is_away():
+                    await self._quietly(self._ring())
+            self._wanted.clear()
+            while await self._quietly(self._take()):
+                pass
+            await asyncio.sleep(REST)
 
-    async def _take(self, limit: int) -> None:
-        away = self._redis_is_away()
-        # Sooner than the leader rings again, as what loses one bell may lose the next.
-        patience = PATIENCE_WITHOUT_REDIS if away else self._settings.ring_again_after / 2
-        rows = await self._database.carry_out(_ready(limit, patience))
+    async def _quietly(self, look: Coroutine[Any, Any, bool]) -> bool:
+        try:
+            return await look
+        except Exception as error:  # whatever it is, it must not be the last look
+            if not is_outage(error):
+                _log.warning("taker.failed", error=type(error).__name__)
+            return False
+
+    async def _take(self) -> bool:
+        """Whether there may be more to take."""
+        number = min(self._slots.free, MAX_TAKEN)
+        if number <= 0 or self._slots.is_waited_for or self._stopped:
+            return False
+        self._slots.take(number)
+        taken: list[Claimed] = []
+        try:
+            taken = await self._claims.take(number)
+        finally:
+            self._slots.give_back(number - len(taken))
+        for claimed in taken:
+            self._execute(claimed)
+        if taken:
+            _log.debug("taker.took", runs=len(taken))
+        return len(taken) > 0
+
+    async def _ring(self) -> bool:
+        """Lines up what the leader would ring for."""
+        rows = await self._database.carry_out(_rung(MAX_TAKEN))
         for row in rows:
             task = asyncio.create_task(self._answer(bell_of(row)))
             self._answers.add(task)
             task.add_done_callback(self._answers.discard)
         if rows:
-            _log.info("taker.took", runs=len(rows), redis_away=away)
+            _log.info("taker.lined_up", runs=len(rows))
+        return False
 
 
-def _ready(limit: int, patience: float) -> Plan[Rows]:
-    (rows,) = yield Batch([Step(ring_again(), {"limit": limit, "patience": patience})])
+def _rung(limit: int) -> Plan[Rows]:
+    parameters = {"limit": limit, "patience": PATIENCE_WITHOUT_REDIS, "after_graph": "", "after_tenant": ""}
+    (rows,) = yield Batch([Step(ring(), parameters)])
     return rows

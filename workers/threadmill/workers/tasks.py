@@ -17,7 +17,8 @@ from threadmill.core.doorbell import Bell
 from threadmill.core.errors import LeaseLost
 from threadmill.core.logs import configure_logs
 from threadmill.core.settings import Settings
-from threadmill.workers.executor import BellDropped, RunPostponed
+from threadmill.workers.claims import BellDropped
+from threadmill.workers.executor import RunPostponed
 from threadmill.workers.runtime import Draining, Runtime
 
 

@@ -13,8 +13,20 @@ from typing import Any
 from kombu.transport import redis
 
 
+class QoS(redis.QoS):
+    """As kombu's own, but a message is fetched only where there is room for one more bell."""
+
+    # Handed over by the pool, as kombu makes it.
+    has_room: Callable[[], bool] = staticmethod(lambda: True)
+
+    def can_consume(self) -> bool:
+        return self.has_room() and bool(super().can_consume())  # type: ignore[no-untyped-call]
+
+
 class Channel(redis.Channel):
     """As kombu's own, but what cannot be read is passed over."""
+
+    QoS = QoS
 
     def _brpop_read(self, **options: Any) -> Any:
         try:

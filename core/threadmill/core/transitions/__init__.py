@@ -55,6 +55,7 @@ from threadmill.core.transitions.enqueue import (
     find_by_idempotency_key,
     insert_runs,
     notify_cancelled,
+    rank_heads,
     return_tenant,
 )
 from threadmill.core.transitions.fleet import (
@@ -64,7 +65,6 @@ from threadmill.core.transitions.fleet import (
     enlist,
     expired_runs,
     rejected_runs,
-    ring_again,
     runs_of_worker,
     runs_without_worker,
     strike_off,
@@ -75,6 +75,7 @@ from threadmill.core.transitions.importing import (
     enter_failed_threads,
     known_to_import,
     next_seq,
+    stand_behind,
     take_in,
 )
 from threadmill.core.transitions.jobs import (
@@ -85,7 +86,7 @@ from threadmill.core.transitions.jobs import (
     hold_job,
     stop_job,
 )
-from threadmill.core.transitions.lane import lock_thread
+from threadmill.core.transitions.lane import lock_and_bind, lock_thread
 from threadmill.core.transitions.replaying import (
     announce_new_version,
     auto_mode,
@@ -116,7 +117,16 @@ from threadmill.core.transitions.retention import (
     remove_runs,
 )
 from threadmill.core.transitions.rollback import forget_question, roll_back
-from threadmill.core.transitions.running import claim, requeue, succeed
+from threadmill.core.transitions.running import claim, claim_taken, requeue, succeed
+from threadmill.core.transitions.starting import (
+    PAIRS,
+    TAKEN_KEY_SETTING,
+    TAKEN_SETTING,
+    pick_many,
+    pick_next,
+    ring,
+    ring_taken,
+)
 from threadmill.core.transitions.terms import DOORBELL_CHANNEL, QUARANTINE_LOSSES, TENANT_SETTING
 from threadmill.core.transitions.trying import (
     begin_trial,
@@ -132,9 +142,12 @@ __all__ = [
     "CANCELLED_CHANNEL",
     "DOORBELL_CHANNEL",
     "JOB_COLUMNS",
+    "PAIRS",
     "QUARANTINE_LOSSES",
     "QUOTA_EXCEEDED",
     "RUN_COLUMNS",
+    "TAKEN_KEY_SETTING",
+    "TAKEN_SETTING",
     "TENANT_SETTING",
     "admit",
     "admit_and_bind",
@@ -152,6 +165,7 @@ __all__ = [
     "bury",
     "cancel",
     "claim",
+    "claim_taken",
     "clear_base",
     "continue_job",
     "count_fenced",
@@ -182,6 +196,7 @@ __all__ = [
     "lease_groups",
     "let_go",
     "letters_due",
+    "lock_and_bind",
     "lock_rates",
     "lock_thread",
     "lock_threads",
@@ -193,8 +208,11 @@ __all__ = [
     "outcomes",
     "park",
     "park_group",
+    "pick_many",
+    "pick_next",
     "prune_thread",
     "pruned_graphs",
+    "rank_heads",
     "record_action",
     "record_undeliverable",
     "reject",
@@ -210,7 +228,8 @@ __all__ = [
     "requeue",
     "restore",
     "return_tenant",
-    "ring_again",
+    "ring",
+    "ring_taken",
     "roll_back",
     "runs_of_worker",
     "runs_without_worker",
@@ -219,6 +238,7 @@ __all__ = [
     "set_aside",
     "settle_group",
     "spend_rates",
+    "stand_behind",
     "stop_job",
     "strike_off",
     "strike_off_silent",

@@ -290,7 +290,9 @@ _DUE = f"""
             and not exists (
                 select from {SCHEMA}.replay_pauses where kind = 'tenant' and name = turn.tenant
             )
-            and not exists (select from {SCHEMA}.tenants where name = turn.tenant and paused)
+            and not exists (
+                select from {SCHEMA}.limits where kind = 'tenant' and name = turn.tenant and paused
+            )
             and not exists (select from spent where kind = 'tenant' and name = turn.tenant)
             and not exists (select from spent where kind = 'all')
         order by letter.rank, turn.place

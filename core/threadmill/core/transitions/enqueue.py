@@ -20,6 +20,7 @@ from sqlalchemy import (
     cast,
     column,
     exists,
+    false,
     func,
     literal,
     null,
@@ -39,7 +40,12 @@ from threadmill.core.transitions.terms import (
     RUNS,
     TENANT_SETTING,
     THREADS,
+    WORKERS,
+    another_running,
+    earlier_unfinished,
+    is_held,
     is_unfinished,
+    rank_at,
     word,
 )
 
@@ -77,6 +83,9 @@ def return_tenant() -> Executable:
 # The SQLSTATE with which `admit` refuses; the figures are the error's detail, as JSON.
 QUOTA_EXCEEDED = "TM002"
 CANCELLED_CHANNEL = "threadmill_cancelled"
+WORKERS_SETTING = "threadmill.workers"
+# No more bells of one tenant are unanswered at once.
+MAX_BELLS = 64
 
 
 def _admitted(*, fleet: bool) -> list[ColumnElement[Any]]:
@@ -101,6 +110,12 @@ def _admitted(*, fleet: bool) -> list[ColumnElement[Any]]:
     return [pending(bound) for bound in (("tenant", "fleet") if fleet else ("tenant",))]
 
 
+def _workers_counted() -> ColumnElement[str]:
+    """Keeps for `insert_runs` how many workers there are, as a tenant may not count them."""
+    workers = select(func.greatest(1, func.least(func.count(), MAX_BELLS))).select_from(WORKERS)
+    return func.set_config(WORKERS_SETTING, cast(workers.scalar_subquery(), Text), true())
+
+
 @cache
 def admit(*, fleet: bool) -> Executable:
     """Fails with QUOTA_EXCEEDED where the runs to come are too many for the tenant or for the fleet.
@@ -110,13 +125,14 @@ def admit(*, fleet: bool) -> Executable:
     Parameters: tenant, keys, superseding, mark; tenant_adding, tenant_allowed, tenant_known, tenant_since;
     and with `fleet` the same four of the fleet.
     """
-    return select(*_admitted(fleet=fleet))
+    return select(*_admitted(fleet=fleet), _workers_counted())
 
 
 @cache
 def admit_and_bind(*, fleet: bool) -> Executable:
     """`admit`, then `bind_tenant`: a tenant may not count the others' runs, so it is asked before."""
-    admitted = select(*_admitted(fleet=fleet)).cte("admitted").prefix_with("materialized")
+    admitted = select(*_admitted(fleet=fleet), _workers_counted()).cte("admitted")
+    admitted = admitted.prefix_with("materialized")
     return select(
         admitted,
         func.set_config("role", f"{SCHEMA}_tenant", true()),
@@ -183,8 +199,11 @@ def enter_threads() -> Executable:
 def insert_runs() -> Executable:
     """Inserts the runs of one tenant. Returns RUN_COLUMNS and `rings` for each that was inserted.
 
-    A run whose idempotency key is taken, or whose strategy is reject on a busy thread, is left out.
-    `rings`: the run is at its thread's head and due, so its doorbell is the caller's to ring.
+    A run whose idempotency key is taken, or whose strategy is reject on a busy thread, is left out; then
+    `rank_heads`, as those that follow in the same call do not know of it.
+    `rings`: its doorbell is the caller's to ring. It is at its thread's head and due, the tenant has nothing
+    that was ready before, and fewer bells of the tenant's are unanswered than there are workers (`admit`
+    counts them). What is not rung for is started when its tenant's turn comes.
     Parameters: the_tenant, runs (a JSON array of objects with the keys of _NEW_RUN).
     """
     new = (
@@ -202,9 +221,7 @@ def insert_runs() -> Executable:
         .limit(1)
         .lateral("thread")
     )
-    seq = thread.c.last_seq - new.c.back
-    run_at = func.coalesce(new.c.run_at, func.now())
-    others = RUNS.alias("others")
+    others, before = RUNS.alias("others"), RUNS.alias("before")
     other = (
         select(others.c.id)
         .where(
@@ -215,29 +232,65 @@ def insert_runs() -> Executable:
         .limit(1)
         .scalar_subquery()
     )
+    ready = (
+        select(before.c.id)
+        .where(
+            before.c.graph == new.c.graph,
+            before.c.tenant == tenant,
+            before.c.status == word("pending"),
+            before.c.rank <= func.now(),
+            before.c.run_at <= func.now(),
+            before.c.dispatched_at.is_(null()),
+        )
+        .order_by(before.c.rank)
+        .limit(1)
+        .scalar_subquery()
+    )
     leads = and_(new.c.first, other.is_(null()))
-    held = exists(select(HELD.c.seq).where(HELD.c.tenant == tenant, HELD.c.thread_id == new.c.thread_id))
-    rings = and_(leads, ~held, run_at <= func.now())
+    # Once for each, as they are asked for several times below.
+    entering = (
+        select(
+            *new.c,
+            (thread.c.last_seq - new.c.back).label("seq"),
+            leads.label("leads"),
+            case((leads, ready.is_not(null())), else_=false()).label("backlog"),
+        )
+        .select_from(new.join(thread, true()))
+        .cte("entering")
+        .prefix_with("materialized")
+    )
+    run_at = func.coalesce(entering.c.run_at, func.now())
+    held = exists(select(HELD.c.seq).where(HELD.c.tenant == tenant, HELD.c.thread_id == entering.c.thread_id))
     values = {
-        "id": new.c.id,
+        "id": entering.c.id,
         "tenant": tenant,
-        "thread_id": new.c.thread_id,
-        "seq": seq,
+        "thread_id": entering.c.thread_id,
+        "seq": entering.c.seq,
         "run_at": run_at,
-        "dispatched_at": case((rings, func.now())),
+        "rank": case((and_(entering.c.leads, ~held), rank_at(run_at, entering.c.priority))),
+        "backlog": entering.c.backlog,
         "deadline": func.coalesce(
-            new.c.deadline,
-            func.greatest(run_at, func.now()) + func.make_interval(0, 0, 0, 0, 0, 0, new.c.lifetime),
+            entering.c.deadline,
+            func.greatest(run_at, func.now()) + func.make_interval(0, 0, 0, 0, 0, 0, entering.c.lifetime),
         ),
-        "payload_hash": func.decode(new.c.payload_hash, "hex"),
-        **{name: new.c[name] for name in _COPIED},
+        "payload_hash": func.decode(entering.c.payload_hash, "hex"),
+        **{name: entering.c[name] for name in _COPIED},
     }
     rows = (
-        select(*values.values())
-        .select_from(new.join(thread, true()))
-        .where(or_(new.c.multitask_strategy != word("reject"), leads))
+        select(*(value.label(name) for name, value in values.items()))
+        .where(or_(entering.c.multitask_strategy != word("reject"), entering.c.leads))
+        .cte("new_run")
     )
-    insertion = upsert(RUNS).from_select(list(values), rows)
+    is_ready = and_(rows.c.rank.is_not(None), rows.c.run_at <= func.now())
+    rings = and_(
+        is_ready,
+        ~func.bool_or(rows.c.backlog).over(),
+        func.count().filter(is_ready).over(order_by=rows.c.id) <= _bells_left(tenant),
+    )
+    columns = [name for name in values if name != "backlog"]
+    insertion = upsert(RUNS).from_select(
+        [*columns, "dispatched_at"], select(*(rows.c[name] for name in columns), case((rings, func.now())))
+    )
     inserted = (
         insertion.on_conflict_do_nothing(
             index_elements=[RUNS.c.tenant, RUNS.c.idempotency_key],
@@ -258,6 +311,43 @@ def insert_runs() -> Executable:
         .cte("occupied")
     )
     return select(inserted).add_cte(occupied)
+
+
+@cache
+def rank_heads() -> Executable:
+    """Gives the first run of each of these threads its rank, where it has none and nothing is before it.
+
+    After `enter_threads`. Parameters: the_tenant, thread_ids.
+    """
+    return (
+        update(RUNS)
+        .where(
+            RUNS.c.tenant == bindparam("the_tenant", type_=Text),
+            RUNS.c.thread_id == func.any(bindparam("thread_ids", type_=ARRAY(Text))),
+            RUNS.c.status == word("pending"),
+            RUNS.c.rank.is_(null()),
+            ~earlier_unfinished(RUNS),
+            ~another_running(RUNS),
+            ~is_held(RUNS),
+        )
+        .values(rank=rank_at(RUNS.c.run_at, RUNS.c.priority))
+    )
+
+
+def _bells_left(tenant: ColumnElement[str]) -> ColumnElement[int]:
+    """How many bells may be rung for the tenant: one for each worker, so that all that are free are woken."""
+    unanswered = (
+        select(RUNS.c.id)
+        .where(
+            RUNS.c.tenant == tenant,
+            RUNS.c.status == word("pending"),
+            RUNS.c.dispatched_at.is_not(None),
+        )
+        .limit(MAX_BELLS)
+        .subquery("unanswered")
+    )
+    workers = func.coalesce(cast(func.nullif(func.current_setting(WORKERS_SETTING, true()), ""), Integer), 1)
+    return workers - select(func.count()).select_from(unanswered).scalar_subquery()
 
 
 # What is shown of a run: everything but its input, command, config and context.

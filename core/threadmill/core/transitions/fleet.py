@@ -14,14 +14,12 @@ from sqlalchemy import (
     func,
     insert,
     null,
-    or_,
     select,
     update,
 )
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.sql import Executable
 
-from threadmill.core.transitions.lane import BELL_COLUMNS
 from threadmill.core.transitions.terms import (
     ATTEMPTS,
     BREAKERS,
@@ -30,42 +28,11 @@ from threadmill.core.transitions.terms import (
     WORKERS,
     another_running,
     earlier_unfinished,
-    held_back_by_breaker,
     is_expired,
     is_held,
     seconds,
-    tenant_is_paused,
     word,
 )
-
-
-@cache
-def ring_again() -> Executable:
-    """Marks ready runs that nobody rang for, or whose bell went unanswered, and returns their bells.
-
-    Parameters: limit, patience (seconds after which a bell counts as lost).
-    """
-    # A CTE, so that the planner cannot update more rows than the limit.
-    ready = (
-        select(RUNS.c.id)
-        .where(
-            RUNS.c.status == word("pending"),
-            RUNS.c.run_at <= func.now(),
-            or_(RUNS.c.dispatched_at.is_(null()), RUNS.c.dispatched_at < func.now() - seconds("patience")),
-            ~earlier_unfinished(RUNS),
-            ~another_running(RUNS),
-            ~is_held(RUNS),
-            ~tenant_is_paused(),
-            ~held_back_by_breaker(),
-        )
-        .order_by(RUNS.c.run_at)
-        .limit(bindparam("limit", type_=Integer))
-        .with_for_update(skip_locked=True, of=RUNS)
-        .cte("ready")
-    )
-    return (
-        update(RUNS).where(RUNS.c.id == ready.c.id).values(dispatched_at=func.now()).returning(*BELL_COLUMNS)
-    )
 
 
 @cache

@@ -84,3 +84,17 @@ def take_in(table: str, columns: Sequence[str], *, leave: bool = False) -> Execu
         {"on conflict do nothing" if leave else ""}
         """  # noqa: S608 - names of this package's own tables
     )
+
+
+@cache
+def stand_behind() -> Executable:
+    """Has what stands behind held lanes wait, as these were taken in. Parameters: tenants, thread_ids."""
+    return text(
+        f"""
+        update {SCHEMA}.runs as run set rank = null
+        from unnest(cast(:tenants as text[]), cast(:thread_ids as text[])) as wanted (tenant, thread_id)
+        join {SCHEMA}.held_lanes as lane using (tenant, thread_id)
+        where run.tenant = lane.tenant and run.thread_id = lane.thread_id and run.seq > lane.seq
+            and run.status in ('pending', 'running')
+        """  # noqa: S608 - a constant
+    )

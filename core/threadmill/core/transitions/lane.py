@@ -11,6 +11,7 @@ from sqlalchemy import (
     ColumnElement,
     Integer,
     Text,
+    Update,
     and_,
     bindparam,
     case,
@@ -30,8 +31,10 @@ from threadmill.core.transitions.terms import (
     ATTEMPTS,
     HELD,
     RUNS,
+    TENANT_SETTING,
     THREADS,
     is_unfinished,
+    rank_at,
     runs_alone,
     stands,
     word,
@@ -51,8 +54,19 @@ def lock_thread() -> Executable:
     )
 
 
+@cache
+def lock_and_bind() -> Executable:
+    """`lock_thread`, and binds the transaction to the tenant, as the fleet, for the thread's checkpoints."""
+    return (
+        select(THREADS.c.status, func.set_config(TENANT_SETTING, bindparam("tenant", type_=Text), true()))
+        .where(THREADS.c.tenant == bindparam("tenant"), THREADS.c.thread_id == bindparam("thread_id"))
+        .with_for_update()
+    )
+
+
 def next_of(ended: CTE, *, holds: ColumnElement[bool] | None = None) -> CTE:
-    """The thread's next run, whether due or not, and whether a dead letter holds it.
+    """The thread's next run, whether due or not; whether a dead letter holds it, and whether it waits for a
+    later one that is running, as a replayed run does.
 
     What held the lane for the ended run itself does so no more, unless `holds`: then its dead letter does.
     """
@@ -67,9 +81,21 @@ def next_of(ended: CTE, *, holds: ColumnElement[bool] | None = None) -> CTE:
         )
         .correlate(RUNS, ended)
     )
+    running = RUNS.alias("running")
+    waits = exists(
+        select(running.c.id)
+        .where(
+            running.c.tenant == RUNS.c.tenant,
+            running.c.thread_id == RUNS.c.thread_id,
+            running.c.id != RUNS.c.id,
+            running.c.id != ended.c.id,
+            running.c.status == word("running"),
+        )
+        .correlate(RUNS, ended)
+    )
     # Lateral: from a plain join the planner may make a reading of the whole index of unfinished runs.
     head = (
-        select(RUNS.c.id, RUNS.c.run_at, or_(own, others).label("held"))
+        select(RUNS.c.id, RUNS.c.seq, RUNS.c.run_at, or_(own, others).label("held"), waits.label("waits"))
         .where(
             RUNS.c.tenant == ended.c.tenant,
             RUNS.c.thread_id == ended.c.thread_id,
@@ -80,25 +106,39 @@ def next_of(ended: CTE, *, holds: ColumnElement[bool] | None = None) -> CTE:
         .limit(1)
         .lateral("head")
     )
-    return (
-        select(head.c.id, head.c.run_at, head.c.held).select_from(ended.join(head, true())).cte("following")
-    )
+    return select(*head.c).select_from(ended.join(head, true())).cte("following")
 
 
 def ring_for(following: CTE) -> CTE:
-    """Marks the next run as rung for, if it is due and nothing holds it, so that the caller rings."""
+    """Gives the next run its rank, if nothing holds it; where it is due, the caller is to ring for it."""
+    is_due = following.c.run_at <= func.now()
+    promoted = _promote(following, dispatched_at=case((is_due, func.now()), else_=RUNS.c.dispatched_at))
+    ready = promoted.returning(*BELL_COLUMNS, is_due.label("is_due")).cte("promoted")
+    bell = (ready.c[column.name] for column in BELL_COLUMNS)
+    return select(*bell).where(ready.c.is_due).cte("rung")
+
+
+def promote(following: CTE) -> CTE:
+    """Gives the next run its rank, if nothing holds it. Whoever looks for what is ready finds it."""
+    return _promote(following).returning(RUNS.c.id).cte("promoted")
+
+
+def _promote(following: CTE, **values: Any) -> Update:
     return (
         update(RUNS)
         .where(
             RUNS.c.id == following.c.id,
             ~following.c.held,
+            ~following.c.waits,
             stands(RUNS.c.status, "pending"),
-            following.c.run_at <= func.now(),
         )
-        .values(dispatched_at=func.now())
-        .returning(*BELL_COLUMNS)
-        .cte("rung")
+        .values(rank=rank_at(RUNS.c.run_at, RUNS.c.priority), **values)
     )
+
+
+def ended_only(*extra: CTE, ended: CTE) -> Executable:
+    """One row if the run was ended."""
+    return select(ended.c.id.label("run_id")).add_cte(*extra)
 
 
 def bells(*extra: CTE, rung: CTE, ended: CTE) -> Executable:

@@ -45,6 +45,8 @@ from threadmill.core.transitions.terms import (
     QUARANTINE_LOSSES,
     RUNS,
     THREADS,
+    is_unfinished,
+    rank_at,
     seconds,
     word,
 )
@@ -170,7 +172,14 @@ def replay() -> Executable:
             next_replay_at=null(),
             updated_at=func.now(),
         )
-        .returning(LETTERS.c.id, LETTERS.c.tenant, LETTERS.c.run_id, LETTERS.c.replay_mode)
+        .returning(
+            LETTERS.c.id,
+            LETTERS.c.tenant,
+            LETTERS.c.thread_id,
+            LETTERS.c.seq,
+            LETTERS.c.run_id,
+            LETTERS.c.replay_mode,
+        )
         .cte("letter")
     )
     lifetime = (
@@ -185,6 +194,7 @@ def replay() -> Executable:
         .values(
             status=word("pending"),
             run_at=func.now(),
+            rank=case((_is_first(letter), rank_at(func.now(), RUNS.c.priority))),
             finished_at=null(),
             error=null(),
             deadline=func.now() + func.make_interval(0, 0, 0, 0, 0, 0, lifetime),
@@ -202,7 +212,50 @@ def replay() -> Executable:
         .cte("replayed")
     )
     thread = update_thread(ended, status=word("busy"))
-    return select(ended).add_cte(thread, _record_action(letter, "replay"))
+    return select(ended).add_cte(thread, _behind(letter), _record_action(letter, "replay"))
+
+
+def _is_first(letter: CTE) -> ColumnElement[bool]:
+    """The replayed run is its thread's next: none before it, no later one running, and nothing holds it."""
+    other = RUNS.alias("other")
+    return and_(
+        ~exists(
+            select(other.c.id)
+            .where(
+                other.c.tenant == letter.c.tenant,
+                other.c.thread_id == letter.c.thread_id,
+                is_unfinished(other.c.status),
+                or_(other.c.seq < letter.c.seq, other.c.status == word("running")),
+            )
+            .correlate(letter)
+        ),
+        ~exists(
+            select(HELD.c.seq)
+            .where(
+                HELD.c.tenant == letter.c.tenant,
+                HELD.c.thread_id == letter.c.thread_id,
+                HELD.c.seq < letter.c.seq,
+            )
+            .correlate(letter)
+        ),
+    )
+
+
+def _behind(letter: CTE) -> CTE:
+    """What came later on the thread is not next any more."""
+    return (
+        update(RUNS)
+        .where(
+            RUNS.c.tenant == letter.c.tenant,
+            RUNS.c.thread_id == letter.c.thread_id,
+            RUNS.c.seq > letter.c.seq,
+            RUNS.c.rank.is_not(None),
+            is_unfinished(RUNS.c.status),
+        )
+        .values(rank=null())
+        .returning(RUNS.c.id)
+        .cte("behind")
+    )
 
 
 @cache

@@ -8,11 +8,14 @@ from typing import Any
 from sqlalchemy import (
     Column,
     ColumnElement,
+    DateTime,
     Float,
     Interval,
     Text,
+    and_,
     any_,
     bindparam,
+    cast,
     exists,
     false,
     func,
@@ -28,10 +31,10 @@ from threadmill.core.models import (
     DeadLetterAction,
     Graph,
     HeldLane,
+    Limit,
     ReplayGroup,
     ReplayJob,
     Run,
-    Tenant,
     Thread,
     Worker,
     table_of,
@@ -48,7 +51,7 @@ HELD = table_of(HeldLane)
 GROUPS = table_of(ReplayGroup)
 JOBS = table_of(ReplayJob)
 ATTEMPTS = table_of(AttemptRow)
-TENANTS = table_of(Tenant)
+LIMITS = table_of(Limit)
 WORKERS = table_of(Worker)
 GRAPHS = table_of(Graph)
 BREAKERS = table_of(Breaker)
@@ -56,6 +59,8 @@ BREAKERS = table_of(Breaker)
 # A run that has lost so many workers runs alone, beside nobody whom it could take with it; one loss more,
 # and it is a dead letter.
 QUARANTINE_LOSSES = 2
+# A point of priority is worth so many seconds of waiting: so a run of any priority is some time the first.
+PRIORITY_SECONDS = 10
 # So many runs of a graph are let through at once while its breaker is half-open.
 BREAKER_TRIALS = 3
 
@@ -152,5 +157,43 @@ def held_back_by_breaker() -> ColumnElement[bool]:
     )
 
 
-def tenant_is_paused() -> ColumnElement[bool]:
-    return exists(select(TENANTS.c.name).where(TENANTS.c.name == RUNS.c.tenant, TENANTS.c.paused))
+def is_limited() -> ColumnElement[bool]:
+    """Whether the run's tenant or its graph has a limit that `may_start` has to look at."""
+    return exists(
+        select(LIMITS.c.name).where(
+            or_(
+                and_(LIMITS.c.kind == word("tenant"), LIMITS.c.name == RUNS.c.tenant),
+                and_(LIMITS.c.kind == word("graph"), LIMITS.c.name == RUNS.c.graph),
+            ),
+            or_(LIMITS.c.paused, LIMITS.c.max_running.is_not(None), LIMITS.c.rate.is_not(None)),
+        )
+    )
+
+
+def is_paused(kind: str, name: ColumnElement[str]) -> ColumnElement[bool]:
+    """Whether the tenant, or the graph, is paused."""
+    return exists(
+        select(LIMITS.c.name).where(LIMITS.c.kind == word(kind), LIMITS.c.name == name, LIMITS.c.paused)
+    )
+
+
+def has_its_fill(kind: str, name: ColumnElement[str]) -> ColumnElement[bool]:
+    """Whether the tenant, or the graph, has as many running as it may."""
+    other = RUNS.alias("running")
+    running = (
+        select(func.count())
+        .select_from(other)
+        .where(other.c[kind] == name, other.c.status == word("running"))
+        .scalar_subquery()
+    )
+    return exists(
+        select(LIMITS.c.name).where(
+            LIMITS.c.kind == word(kind), LIMITS.c.name == name, LIMITS.c.max_running <= running
+        )
+    )
+
+
+def rank_at(run_at: Any, priority: Any) -> ColumnElement[datetime.datetime]:
+    """A run's place among its tenant's: when it is due, and earlier by its priority."""
+    earlier = func.make_interval(0, 0, 0, 0, 0, 0, PRIORITY_SECONDS * priority, type_=Interval)
+    return cast(run_at - earlier, DateTime(timezone=True))

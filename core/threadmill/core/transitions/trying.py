@@ -15,7 +15,7 @@ from sqlalchemy.dialects.postgresql import JSON, JSONB, UUID
 from sqlalchemy.sql import Executable
 
 from threadmill.core.transitions.lane import BELL_COLUMNS
-from threadmill.core.transitions.terms import LETTERS, RUNS, THREADS, seconds, stands, word
+from threadmill.core.transitions.terms import LETTERS, RUNS, THREADS, rank_at, seconds, stands, word
 
 _COPIED = ("graph", "command", "config", "context", "priority", "durability")
 
@@ -59,6 +59,7 @@ def begin_trial() -> Executable:
         "replay_mode": bindparam("mode", type_=Text),
         "state_patch": bindparam("state_patch", type_=JSON(none_as_null=True)),
         "dispatched_at": func.now(),
+        "rank": rank_at(func.now(), run.c.priority),
         **{name: run.c[name] for name in _COPIED},
     }
     rows = select(*values.values()).select_from(

@@ -92,7 +92,7 @@ _TENANTS = text(
     select names.tenant, pending.number as pending, pending.oldest, running.number as running,
         least(waiting.number + parked.number, :most) as failed, coalesce(settings.paused, false) as is_paused
     from names
-    left join {SCHEMA}.tenants as settings on settings.name = names.tenant
+    left join {SCHEMA}.limits as settings on settings.kind = 'tenant' and settings.name = names.tenant
     cross join lateral (
         select count(*) filter (where status = 'pending') as number,
             min(created_at) filter (where status = 'pending') as oldest

@@ -1,0 +1,253 @@
+"""Which of the runs that are ready is started next: by a worker with a free slot, or rung for by the leader.
+
+A run is *ready* when it is pending, due, and at the head of its thread (it has a `rank`). All that look for
+ready runs step over `runs_ready_idx`, a graph and a tenant at a time, so what it costs grows with the tenants
+that have some, and not with how many they have.
+
+Fair, without a counter that could leak: who has a free slot takes from the tenant that has the least running
+for its weight, counted from the rows. A slot whose run has ended goes on with its tenant's next run, in the
+transaction that ends the one before; and where other tenants have less than their share of the fleet the
+leader rings for them, as a bell that waits for a slot goes before that.
+
+What is picked is not claimed in the same statement: its thread is locked first, so that the claim after it
+sees all that was committed on the thread. Between the two it is kept in a setting of the transaction.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+from sqlalchemy import text
+from sqlalchemy.sql import Executable
+
+from threadmill.core.models import SCHEMA
+from threadmill.core.transitions.terms import BREAKER_TRIALS, QUARANTINE_LOSSES
+
+# The ids of the runs that were picked, and the thread key where it is one.
+TAKEN_SETTING = "threadmill.taken"
+TAKEN_KEY_SETTING = "threadmill.taken_key"
+
+# Other threads may be locked by who enqueues there: so many of a tenant's are tried.
+TRIES = 4
+# So many pairs of a graph and a tenant are looked at in one go.
+PAIRS = 1_000
+
+# What may be started, but for its limits; at a worker that serves it.
+_READY = """run.status = 'pending' and run.rank <= now() and run.run_at <= now()
+    and (run.deadline is null or run.deadline > now())"""
+# And for which no bell is on its way: none was rung, or it has gone unanswered for too long.
+_UNRUNG = f"""{_READY}
+    and (run.dispatched_at is null or run.dispatched_at < now() - make_interval(secs => :patience))"""
+# A run that has cost workers is not for one that executes others beside it.
+_ALONE = f"run.worker_losses >= {QUARANTINE_LOSSES}"
+
+
+# More have been started than the rate allows; as in the function `may_start`, which decides.
+_AHEAD = """coalesce(extract(epoch from greatest(limits.spent_until, now()) - now())
+            > greatest(1 / limits.rate, 1) - 1 / limits.rate, false)"""
+
+
+def _shut(breakers: str) -> str:
+    """The graphs of which nothing is started: paused, at their limit, or of these breakers."""
+    return f"""shut as materialized (
+        select unnest(graphs) as graph from {SCHEMA}.breakers where {breakers}
+        union
+        select name from {SCHEMA}.limits where kind = 'graph' and (paused or {_AHEAD} or max_running <= (
+            select count(*) from {SCHEMA}.runs where status = 'running' and graph = limits.name
+        ))
+    )"""  # noqa: S608 - constants
+
+
+# Its trials, of which each is to be counted before the next, are started by bells alone.
+_NOT_CLOSED = "open_until is not null"
+_NO_TRIAL_LEFT = f"""open_until > now() or open_until is not null and {BREAKER_TRIALS} <= (
+            select count(*) from {SCHEMA}.runs
+            where status = 'running' and graph = any(graphs) and dispatched_at >= open_until
+        )"""  # noqa: S608 - constants
+
+# The pairs of a graph and a tenant that have something ready, one after the other.
+_PAIRS = f"""pair(graph, tenant, number) as (
+        (
+            select graph, tenant, 1 from {SCHEMA}.runs
+            where status = 'pending' and rank is not null and (graph, tenant) > (:after_graph, :after_tenant)
+            order by graph, tenant limit 1
+        )
+        union all
+        select next.graph, next.tenant, number + 1
+        from pair cross join lateral (
+            select graph, tenant from {SCHEMA}.runs
+            where status = 'pending' and rank is not null and (graph, tenant) > (pair.graph, pair.tenant)
+            order by graph, tenant limit 1
+        ) as next
+        where number < {PAIRS}
+    )"""  # noqa: S608 - constants
+
+_PICK_NEXT = f"""
+    with {_shut(_NOT_CLOSED)},
+    candidate as materialized (
+        select ready.* from unnest(cast(:graphs as text[])) as served(graph) cross join lateral (
+            select run.id, run.tenant, run.thread_id, run.rank from {SCHEMA}.runs as run
+            where run.graph = served.graph and run.tenant = :tenant and {_UNRUNG} and not {_ALONE}
+            order by run.rank limit {TRIES}
+        ) as ready
+        where served.graph not in (select graph from shut)
+        order by ready.rank limit {TRIES}
+    ),
+    picked as materialized (
+        select candidate.id, candidate.tenant || ':' || candidate.thread_id as key
+        from candidate join {SCHEMA}.threads as thread
+            on thread.tenant = candidate.tenant and thread.thread_id = candidate.thread_id
+        order by candidate.rank limit 1
+        for update of thread skip locked
+    )
+    select set_config('{TAKEN_SETTING}', coalesce((select id::text from picked), ''), true),
+        set_config('{TAKEN_KEY_SETTING}', coalesce((select key from picked), ''), true)
+"""  # noqa: S608 - constants
+
+_PICK_MANY = f"""
+    with recursive {_shut(_NOT_CLOSED)},
+    {_PAIRS},
+    standing as materialized (
+        select had.tenant, coalesce(limits.weight, 1) as weight, running.number as running,
+            coalesce(limits.max_running is not null or limits.rate is not null, false) as limited
+        from (select distinct tenant from pair) as had
+        left join {SCHEMA}.limits as limits on limits.kind = 'tenant' and limits.name = had.tenant
+        cross join lateral (
+            select count(*) as number from {SCHEMA}.runs as run
+            where run.tenant = had.tenant and run.status = 'running'
+        ) as running
+        where coalesce(limits.paused, false) is false and not {_AHEAD}
+            and coalesce(limits.max_running > running.number, true)
+    ),
+    candidate as materialized (
+        select ready.*, (standing.running + row_number() over of_tenant) / standing.weight as turn,
+            standing.limited and row_number() over of_tenant > 1
+            or row_number() over (partition by ready.graph order by ready.rank) > 1 and exists (
+                select from {SCHEMA}.limits where kind = 'graph' and name = ready.graph
+            ) as counts
+        from standing join pair using (tenant) cross join lateral (
+            select run.id, run.tenant, run.thread_id, run.graph, run.rank from {SCHEMA}.runs as run
+            where run.graph = pair.graph and run.tenant = pair.tenant and {_UNRUNG} and not {_ALONE}
+            order by run.rank limit :limit
+        ) as ready
+        where pair.graph = any(cast(:graphs as text[])) and pair.graph not in (select graph from shut)
+        window of_tenant as (partition by standing.tenant order by ready.rank)
+    ),
+    picked as materialized (
+        select candidate.id
+        from candidate join {SCHEMA}.threads as thread
+            on thread.tenant = candidate.tenant and thread.thread_id = candidate.thread_id
+        -- Of what is limited one at a time, as each start is to be counted before the next.
+        where not candidate.counts
+        order by candidate.turn, candidate.rank limit :limit
+        for update of thread skip locked
+    )
+    select set_config('{TAKEN_SETTING}', coalesce(string_agg(id::text, ','), ''), true),
+        (select count(*) from pair) as pairs,
+        (select graph from pair order by number desc limit 1) as last_graph,
+        (select tenant from pair order by number desc limit 1) as last_tenant
+    from picked
+"""  # noqa: S608 - constants
+
+_RING = f"""
+    with recursive {_shut(_NO_TRIAL_LEFT)},
+    {_PAIRS},
+    fleet as materialized (select coalesce(sum(concurrency), 0) as slots from {SCHEMA}.workers),
+    running as materialized (
+        select tenant, count(*) as number from {SCHEMA}.runs where status = 'running' group by tenant
+    ),
+    standing as materialized (
+        select tenant, coalesce(running.number, 0) as running, limits.max_running,
+            fleet.slots * coalesce(limits.weight, 1) / sum(coalesce(limits.weight, 1)) over () as share
+        from (select tenant from pair union select tenant from running) as active
+        left join running using (tenant)
+        left join {SCHEMA}.limits as limits on limits.kind = 'tenant' and limits.name = tenant
+        cross join fleet
+        where coalesce(limits.paused, false) is false and not {_AHEAD}
+    ),
+    wanted as materialized (
+        select standing.tenant, ceil(least(
+            greatest(standing.share, 1), coalesce(standing.max_running, greatest(standing.share, 1))
+        ) - standing.running - rung.number)::int as number
+        from standing cross join lateral (
+            select count(*) as number from {SCHEMA}.runs as run
+            where run.tenant = standing.tenant and run.status = 'pending' and run.dispatched_at is not null
+        ) as rung
+    ),
+    below as materialized (
+        select ready.id, ready.nth from wanted cross join lateral (
+            select found.id, row_number() over (order by found.rank) as nth
+            from pair cross join lateral (
+                select run.id, run.rank from {SCHEMA}.runs as run
+                where run.graph = pair.graph and run.tenant = pair.tenant and {_UNRUNG}
+                order by run.rank limit wanted.number
+            ) as found
+            where pair.tenant = wanted.tenant and pair.graph not in (select graph from shut)
+            order by found.rank limit wanted.number
+        ) as ready
+        where wanted.number > 0
+        order by ready.nth limit :limit
+    ),
+    unanswered as materialized (
+        select run.id from {SCHEMA}.runs as run
+        where {_READY} and run.dispatched_at < now() - make_interval(secs => :patience)
+            and run.graph not in (select graph from shut)
+            and not exists (
+                select from {SCHEMA}.limits where kind = 'tenant' and name = run.tenant and paused
+            )
+        order by run.dispatched_at limit :limit
+    ),
+    rung as materialized (
+        select run.id from {SCHEMA}.runs as run
+        -- Its status once more, as it is looked at again where another has changed the row meanwhile.
+        where run.id in (select id from below union select id from unanswered) and run.status || '' = 'pending'
+        limit :limit
+        for update skip locked
+    )
+    update {SCHEMA}.runs as run set dispatched_at = now() from rung where run.id = rung.id
+    returning run.id, run.tenant, run.thread_id, run.graph, {_ALONE} as alone
+"""  # noqa: S608 - constants
+
+_RING_TAKEN = f"""
+    update {SCHEMA}.runs as run set dispatched_at = now()
+    where run.id = cast(nullif(current_setting('{TAKEN_SETTING}', true), '') as uuid)
+        and run.status || '' = 'pending'
+    returning run.id, run.tenant, run.thread_id, run.graph, {_ALONE} as alone
+"""  # noqa: S608 - constants
+
+
+@cache
+def pick_next() -> Executable:
+    """Picks the tenant's next run of these graphs, and takes its lane.
+
+    Parameters: tenant, graphs, patience (seconds after which a bell counts as lost).
+    After it `claim_taken` or `ring_taken`.
+    """
+    return text(_PICK_NEXT)
+
+
+@cache
+def pick_many() -> Executable:
+    """Picks runs of these graphs for so many free slots, fair to the tenants, and takes their lanes.
+
+    One row: how many pairs of a graph and a tenant were looked at (`pairs`), and the last of them; where they
+    are PAIRS, the next look begins after that. After it `claim_taken`.
+    Parameters: graphs, limit, patience, after_graph and after_tenant (empty for the first).
+    """
+    return text(_PICK_MANY)
+
+
+@cache
+def ring() -> Executable:
+    """Marks runs as rung, and returns their bells: of tenants that have less than their share of the fleet,
+    and those whose bell has gone unanswered for so many seconds.
+
+    Parameters: limit, patience, after_graph and after_tenant (empty for the first).
+    """
+    return text(_RING)
+
+
+@cache
+def ring_taken() -> Executable:
+    """Marks what was picked as rung, and returns its bell. After `pick_next`."""
+    return text(_RING_TAKEN)

@@ -1,0 +1,144 @@
+"""How this process comes by runs: by a bell, by taking what is ready, and by going on with the next one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from enum import Enum, auto
+from typing import Any
+
+from threadmill.core.database import AsyncDatabase
+from threadmill.core.doorbell import Bell, bell_of
+from threadmill.core.keys import thread_key
+from threadmill.core.statement import Batch, Plan, Row, Rows, Step
+from threadmill.core.transitions import (
+    PAIRS,
+    claim,
+    claim_taken,
+    lock_and_bind,
+    pick_many,
+    pick_next,
+    ring_taken,
+)
+from threadmill.workers.attempts import Attempts
+from threadmill.workers.heads import UNREAD, Head, read_head, read_taken_head
+from threadmill.workers.heartbeat import Heartbeat
+from threadmill.workers.patience import patiently
+
+
+class BellDropped(Exception):
+    """The run is not to be started now, or not here; nothing is wrong."""
+
+
+class Next(Enum):
+    """What becomes of the slot whose run has ended with success.
+
+    CLAIM: it goes on with the tenant's next run. RING: that one is anybody's. LEAVE: the slot is another's,
+    and the tenant's next run waits for its turn.
+    """
+
+    CLAIM = auto()
+    RING = auto()
+    LEAVE = auto()
+
+
+class Claimed:
+    """A run that this process has claimed and is about to execute. head: where its thread stands."""
+
+    def __init__(self, attempts: Attempts, run: Row, head: Head = UNREAD) -> None:
+        self.run = run
+        self.head = head
+        self._expected = ExitStack()
+        # The ledger knows of it already, and the heartbeat compares.
+        self._expected.enter_context(attempts.claiming(run["id"]))
+
+    def begun(self) -> None:
+        """Its attempt is held by now."""
+        self._expected.close()
+
+
+class Claims:
+    """Claims runs for one process, under the id of its worker."""
+
+    def __init__(
+        self,
+        database: AsyncDatabase,
+        heartbeat: Heartbeat,
+        attempts: Attempts,
+        versions: Mapping[str, str],
+        *,
+        patience: float,
+        alone: bool,
+    ) -> None:
+        """versions: of the graphs that this process serves. patience: seconds after which a bell counts as
+        lost. alone: runs that must be are let in."""
+        self._database = database
+        self._heartbeat = heartbeat
+        self._attempts = attempts
+        self._versions = json.dumps(dict(versions))
+        self._look = {"graphs": list(versions), "patience": patience}
+        self._alone = alone
+        self._after = {"after_graph": "", "after_tenant": ""}
+
+    async def claim(self, bell: Bell) -> Claimed:
+        """The run of a bell. Raises BellDropped where it is not to be had."""
+        where = {"tenant": bell.tenant, "thread_id": bell.thread_id}
+        steps = [
+            Step(lock_and_bind(), where),
+            Step(claim(), {**where, "run_id": bell.run_id, **self._claimant()}),
+            read_head(thread_key(bell.tenant, bell.thread_id)),
+        ]
+        with self._attempts.claiming(bell.run_id):
+            _, runs, heads = await patiently(lambda: self._database.carry_out(_rows(steps)))
+            if not runs:
+                raise BellDropped
+            return Claimed(self._attempts, runs[0], heads[0] if heads else None)
+
+    async def take(self, limit: int) -> list[Claimed]:
+        """Up to so many runs that are ready, fair to the tenants."""
+        look = Step(pick_many(), {**self._look, "limit": limit, **self._after})
+        steps = [look, Step(claim_taken(), self._claimant())]
+        with self._attempts.claiming_some():
+            (picked,), runs = await self._database.carry_out(_rows(steps))
+            whole = picked["pairs"] < PAIRS
+            self._after = {
+                "after_graph": "" if whole else picked["last_graph"],
+                "after_tenant": "" if whole else picked["last_tenant"],
+            }
+            return [Claimed(self._attempts, run) for run in runs]
+
+    def next_steps(self, tenant: str, how: Next) -> list[Step]:
+        """What goes on with the tenant's next run, in a transaction that is bound to the tenant."""
+        pick = Step(pick_next(), {**self._look, "tenant": tenant})
+        match how:
+            case Next.CLAIM:
+                return [pick, Step(claim_taken(), self._claimant()), read_taken_head()]
+            case Next.RING:
+                return [pick, Step(ring_taken(), {})]
+            case Next.LEAVE:
+                return []
+
+    def following(self, how: Next, results: Sequence[Rows]) -> tuple[Claimed | None, Bell | None]:
+        """The tenant's next run, and the bell to be rung, if there is one. results: of `next_steps`."""
+        match how:
+            case Next.CLAIM:
+                _, runs, heads = results
+                return Claimed(self._attempts, runs[0], heads[0] if heads else None) if runs else None, None
+            case Next.RING:
+                _, bells = results
+                return None, bell_of(bells[0]) if bells else None
+            case Next.LEAVE:
+                return None, None
+
+    def _claimant(self) -> dict[str, Any]:
+        return {
+            "worker_id": self._heartbeat.worker_id,
+            "versions": self._versions,
+            "alone": self._alone,
+        }
+
+
+def _rows(steps: Sequence[Step]) -> Plan[list[Rows]]:
+    """The plan of steps that need nothing of each other, in one round trip."""
+    return (yield Batch(steps))

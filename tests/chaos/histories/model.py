@@ -496,25 +496,26 @@ class Model:
             for run in self.runs.values()
             if self.is_ready(run) and not self.is_expired(run) and not self.is_rung(run)
         ]
+        found = [run for run in ready if run.bell in seen.bells]
+        if len(found) < len(seen.bells) or not self._is_enough(ready, found, limit):
+            found = ready[:limit]
+        for run in found:
+            run.rung = self.now
+        return Outcome("rang", tuple(sorted(run.bell for run in found)))
+
+    def _is_enough(self, ready: Sequence[Run], found: Sequence[Run], limit: int) -> bool:
+        if self.locked is not None or len(found) >= limit:
+            return len(found) <= limit
         lost = [run for run in ready if run.rung is not None]
-        fresh: list[Run] = []
-        for tenant, wanted in self._below_share().items():
+        wanted = self._below_share()
+        for tenant in {run.lane[0] for run in ready}:
             own = [run for run in ready if run.lane[0] == tenant]
-            spare = max(0, wanted - sum(run in lost for run in own))
-            fresh += [run for run in own if run not in lost][: max(spare, 0)]
-        expected = {run.bell for run in (*lost, *fresh)}
-        found = set(seen.bells)
-        count = Counter(self.runs[bell.run_id].lane[0] for bell in expected)
-        as_many = Counter(self.runs[bell.run_id].lane[0] for bell in found) == count
-        if {run.bell for run in ready} >= found and (
-            self.locked is not None
-            or (len(expected) >= limit == len(found))
-            or (as_many and found >= {run.bell for run in lost})
-        ):
-            expected = found
-        for bell in expected:
-            self.runs[bell.run_id].rung = self.now
-        return Outcome("rang", tuple(sorted(expected)))
+            fresh = sum(run in found and run not in lost for run in own)
+            # Those whose bells were lost may be among the first of their tenant, or not.
+            again = sum(run in lost for run in own)
+            if not min(wanted[tenant] - again, len(own) - again) <= fresh <= max(wanted[tenant], 0):
+                return False
+        return all(run in found for run in lost)
 
     def _below_share(self) -> dict[str, int]:
         """How many bells each tenant lacks that has something to do."""

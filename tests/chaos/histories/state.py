@@ -10,7 +10,7 @@ LaneId = tuple[str, str]  # tenant, thread
 
 QUARANTINE_LOSSES = 2
 BREAKER_TRIALS = 3
-CONCURRENCY = 10  # of each worker
+CONCURRENCY = 1  # of each worker: so few that tenants' shares of them matter
 SILENCE = 0.5  # ticks after which a heartbeat is stale, and a bell counts as lost
 UNFINISHED = ("pending", "running")
 FAILED = ("error", "timeout")

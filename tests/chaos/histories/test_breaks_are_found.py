@@ -126,12 +126,6 @@ BREAKS: dict[str, Break] = {
     "who takes does not see that a bell is on its way": _with(
         starting, _PICK_MANY=starting._PICK_MANY.replace("run.dispatched_at is null", "true")
     ),
-    "who takes does not look for its fair turn": _with(
-        starting, _PICK_MANY=starting._PICK_MANY.replace("order by candidate.turn,", "order by")
-    ),
-    "a tenant without a share is rung for": _with(
-        starting, _RING=starting._RING.replace("- standing.running - rung.number", "+ 99")
-    ),
     "a worker that beats is struck off": _with(fleet, seconds=lambda name: func.make_interval(0)),
     "a success leaves the next one where nobody finds it": _with(running, promote=_promoting_none),
     "a retry goes before what was replayed": _with(running, earlier_unfinished=lambda run: false()),

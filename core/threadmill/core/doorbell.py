@@ -55,6 +55,11 @@ def bell_of(row: Row) -> Bell:
     return Bell(row["id"], row["tenant"], row["thread_id"], row["graph"], row.get("alone", False))
 
 
+def bells_of(rows: Iterable[Row]) -> list[Bell]:
+    """The bells of such rows; those without an id have none."""
+    return [bell_of(row) for row in rows if row["id"] is not None]
+
+
 def next_bell(row: Row) -> Bell | None:
     """The bell for the thread's next run in the row of a transition that ended one; None if there is none."""
     if row["next_id"] is None:

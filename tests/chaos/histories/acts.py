@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from tests.chaos.histories.menu import LANES, TENANTS, Menu, Pick
 from tests.chaos.histories.requests import Discard, Pause
-from tests.chaos.histories.running import Claim, Succeed
+from tests.chaos.histories.running import Claim, Succeed, Unring
 from tests.chaos.histories.state import Bell, Run
 from tests.chaos.histories.upkeep import LookAtOwn, LookForExpired, Ring, StrikeOff, StrikeOffSilent
 from tests.chaos.histories.world import Process, World
@@ -134,8 +134,12 @@ class Acts:
         if process.frozen:
             self.world.write_down(f"the bell for {self.world.model.runs[bell.run_id].name} is lost")
         else:
-            self.world.do(self._claim_by(process, bell))
+            self.claim(self._claim_by(process, bell))
         return True
+
+    def claim(self, claim: Claim) -> None:
+        if self.world.do(claim).word == "dropped":
+            self.world.do(Unring(claim.run_id, claim.lane[0]))
 
     @property
     def quarantine(self) -> Process:
@@ -164,7 +168,7 @@ class Acts:
         if not isinstance(move, Claim):
             return False
         lane = pick.one((None, None, *LANES)) or move.lane
-        self.world.do(Claim(move.run_id, lane, move.worker, move.alone))
+        self.claim(Claim(move.run_id, lane, move.worker, move.alone))
         return True
 
     def claim_without_an_answer(self, pick: Pick) -> bool:

@@ -305,6 +305,12 @@ class Model:
         fair = all(standing[had] <= standing[other] + 1 for had in got for other in left)
         return fair and len(found) == min(limit, len(ready))
 
+    def unring(self, run_id: UUID, tenant: str) -> Outcome:
+        run = self.runs[run_id]
+        if run.status == "pending" and run.lane[0] == tenant:
+            run.rung = None
+        return Outcome("unrung")
+
     def ring_next(self, tenant: str, seen: Outcome) -> tuple[Bell, ...]:
         """A bell for one of the tenant's runs, if any could be taken."""
         ready = [run for run in self.runs.values() if self.may_be_taken(run) and run.lane[0] == tenant]

@@ -30,6 +30,7 @@ from threadmill.core.keys import thread_key
 from threadmill.core.settings import Settings
 from threadmill.core.statement import Batch, Plan, Rows, Step, compiled
 from threadmill.core.transitions import (
+    FROM_THE_FIRST,
     bury,
     claim,
     claim_taken,
@@ -40,6 +41,7 @@ from threadmill.core.transitions import (
     ring_taken,
     succeed,
     trip,
+    unring,
 )
 from threadmill.producers.enqueue import enqueue
 from threadmill.producers.quotas import Quotas
@@ -153,6 +155,21 @@ class Claim(OfRun):
 
 
 @dataclass(frozen=True)
+class Unring(OfRun):
+    """What a worker says that has answered a bell, and could not start the run."""
+
+    kind = "unring"
+    tenant: str
+
+    def plan(self, context: Context) -> Plan[Outcome]:
+        yield Batch([Step(unring(), {"run_id": self.run_id, "tenant": self.tenant})])
+        return Outcome("unrung")
+
+    def apply(self, model: Model, seen: Outcome) -> Outcome:
+        return model.unring(self.run_id, self.tenant)
+
+
+@dataclass(frozen=True)
 class Take(Move):
     """A worker with so many free slots looks for what is ready."""
 
@@ -161,13 +178,7 @@ class Take(Move):
     limit: int
 
     def plan(self, context: Context) -> Plan[Outcome]:
-        look = {
-            "graphs": list(GRAPHS),
-            "patience": SILENCE,
-            "limit": self.limit,
-            "after_graph": "",
-            "after_tenant": "",
-        }
+        look = {"graphs": list(GRAPHS), "patience": SILENCE, "limit": self.limit, **FROM_THE_FIRST}
         pick = Step(pick_many(), look)
         _, rows = yield Batch([pick, Step(claim_taken(), _claimant(self.worker, alone=False))])
         return Outcome("took", (), _told_of(rows))

@@ -9,9 +9,10 @@ from tests.chaos.histories.model import Model
 from tests.chaos.histories.move import LIMIT, SILENCE, Context, Move, OfGrip, bells_of, holds, policy_of
 from tests.chaos.histories.state import CONCURRENCY, Ending, Outcome
 
-from threadmill.core.doorbell import bell_of
+from threadmill.core.doorbell import bells_of as rung_for
 from threadmill.core.statement import Batch, Plan, Row, Step
 from threadmill.core.transitions import (
+    FROM_THE_FIRST,
     beat,
     enlist,
     expired_runs,
@@ -85,9 +86,8 @@ class Ring(Move):
     limit: int
 
     def plan(self, context: Context) -> Plan[Outcome]:
-        parameters = {"limit": self.limit, "patience": SILENCE, "after_graph": "", "after_tenant": ""}
-        (rows,) = yield Batch([Step(ring(), parameters)])
-        return Outcome("rang", bells_of(*map(bell_of, rows)))
+        (rows,) = yield Batch([Step(ring(), {"limit": self.limit, "patience": SILENCE, **FROM_THE_FIRST})])
+        return Outcome("rang", bells_of(*rung_for(rows)))
 
     def apply(self, model: Model, seen: Outcome) -> Outcome:
         return model.ring(self.limit, seen)

@@ -13,13 +13,15 @@ from threadmill.core.doorbell import Bell, bell_of
 from threadmill.core.keys import thread_key
 from threadmill.core.statement import Batch, Plan, Row, Rows, Step
 from threadmill.core.transitions import (
-    PAIRS,
+    FROM_THE_FIRST,
     claim,
     claim_taken,
+    going_on,
     lock_and_bind,
     pick_many,
     pick_next,
     ring_taken,
+    unring,
 )
 from threadmill.workers.attempts import Attempts
 from threadmill.workers.heads import UNREAD, Head, read_head, read_taken_head
@@ -79,7 +81,7 @@ class Claims:
         self._versions = json.dumps(dict(versions))
         self._look = {"graphs": list(versions), "patience": patience}
         self._alone = alone
-        self._after = {"after_graph": "", "after_tenant": ""}
+        self._after = FROM_THE_FIRST
 
     async def claim(self, bell: Bell) -> Claimed:
         """The run of a bell. Raises BellDropped where it is not to be had."""
@@ -92,6 +94,8 @@ class Claims:
         with self._attempts.claiming(bell.run_id):
             _, runs, heads = await patiently(lambda: self._database.carry_out(_rows(steps)))
             if not runs:
+                taking_back = [Step(unring(), {"run_id": bell.run_id, "tenant": bell.tenant})]
+                await patiently(lambda: self._database.carry_out(_rows(taking_back)))
                 raise BellDropped
             return Claimed(self._attempts, runs[0], heads[0] if heads else None)
 
@@ -101,11 +105,7 @@ class Claims:
         steps = [look, Step(claim_taken(), self._claimant())]
         with self._attempts.claiming_some():
             (picked,), runs = await self._database.carry_out(_rows(steps))
-            whole = picked["pairs"] < PAIRS
-            self._after = {
-                "after_graph": "" if whole else picked["last_graph"],
-                "after_tenant": "" if whole else picked["last_tenant"],
-            }
+            self._after = going_on(picked)
             return [Claimed(self._attempts, run) for run in runs]
 
     def next_steps(self, tenant: str, how: Next) -> list[Step]:

@@ -25,7 +25,7 @@ import structlog
 from psycopg.rows import DictRow
 
 from threadmill.core.database import break_off, connect
-from threadmill.core.doorbell import Bell, Doorbell, bell_of
+from threadmill.core.doorbell import Bell, Doorbell, bells_of
 from threadmill.core.errors import BrokerUnavailable
 from threadmill.core.models import SCHEMA
 from threadmill.core.settings import Settings
@@ -33,7 +33,9 @@ from threadmill.core.statement import Batch, Plan, Row, Step, carry_out_unpipeli
 from threadmill.core.transitions import (
     CANCELLED_CHANNEL,
     DOORBELL_CHANNEL,
+    FROM_THE_FIRST,
     expired_runs,
+    going_on,
     lanes_held_too_long,
     rejected_runs,
     ring,
@@ -80,6 +82,7 @@ class Sweeper:
         self._connection: psycopg.Connection[DictRow] | None = None
         self._answered_since = 0.0
         self._told_away = False  # that the broker is
+        self._after = FROM_THE_FIRST  # where the next look for runs to ring for begins
         self._silent: set[uuid.UUID] = set()  # workers that were struck off
         self._thread = threading.Thread(target=self._work, name="threadmill-sweeper", daemon=True)
 
@@ -261,15 +264,11 @@ class Sweeper:
                 self._ring(connection, allowance)
 
     def _ring(self, connection: psycopg.Connection[DictRow], limit: int) -> None:
-        parameters = {
-            "limit": limit,
-            "patience": self._settings.ring_again_after,
-            "after_graph": "",
-            "after_tenant": "",
-        }
+        parameters = {"limit": limit, "patience": self._settings.ring_again_after, **self._after}
         step = Step(ring(), parameters)
         with self._asking():
             (rows,) = send_unpipelined(connection, Batch([step]))
-        if rows:
-            rung = self._doorbell.ring([bell_of(row) for row in rows])
+        self._after = going_on(rows[0])
+        if bells := bells_of(rows):
+            rung = self._doorbell.ring(bells)
             _log.info("sweeper.rang", runs=rung)

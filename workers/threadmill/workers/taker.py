@@ -9,16 +9,16 @@ worker rings for itself, as else the leader does.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 import structlog
 
 from threadmill.core.database import AsyncDatabase
-from threadmill.core.doorbell import Bell, bell_of
+from threadmill.core.doorbell import Bell, bells_of
 from threadmill.core.settings import Settings
 from threadmill.core.statement import Batch, Plan, Rows, Step
-from threadmill.core.transitions import ring
+from threadmill.core.transitions import FROM_THE_FIRST, going_on, ring
 from threadmill.workers.claims import Claimed, Claims
 from threadmill.workers.patience import is_outage
 from threadmill.workers.slots import Slots
@@ -57,6 +57,7 @@ class Taker:
         self._execute = execute
         self._answer = answer
         self._answers: set[asyncio.Task[None]] = set()
+        self._after = FROM_THE_FIRST
         self._wanted = asyncio.Event()
         self._stopped = False
 
@@ -110,17 +111,18 @@ class Taker:
 
     async def _ring(self) -> bool:
         """Lines up what the leader would ring for."""
-        rows = await self._database.carry_out(_rung(MAX_TAKEN))
-        for row in rows:
-            task = asyncio.create_task(self._answer(bell_of(row)))
+        rows = await self._database.carry_out(_rung({"limit": MAX_TAKEN, **self._after}))
+        self._after = going_on(rows[0])
+        bells = bells_of(rows)
+        for bell in bells:
+            task = asyncio.create_task(self._answer(bell))
             self._answers.add(task)
             task.add_done_callback(self._answers.discard)
-        if rows:
-            _log.info("taker.lined_up", runs=len(rows))
+        if bells:
+            _log.info("taker.lined_up", runs=len(bells))
         return False
 
 
-def _rung(limit: int) -> Plan[Rows]:
-    parameters = {"limit": limit, "patience": PATIENCE_WITHOUT_REDIS, "after_graph": "", "after_tenant": ""}
-    (rows,) = yield Batch([Step(ring(), parameters)])
+def _rung(look: Mapping[str, Any]) -> Plan[Rows]:
+    (rows,) = yield Batch([Step(ring(), {**look, "patience": PATIENCE_WITHOUT_REDIS})])
     return rows

@@ -119,13 +119,15 @@ from threadmill.core.transitions.retention import (
 from threadmill.core.transitions.rollback import forget_question, roll_back
 from threadmill.core.transitions.running import claim, claim_taken, requeue, succeed
 from threadmill.core.transitions.starting import (
-    PAIRS,
+    FROM_THE_FIRST,
     TAKEN_KEY_SETTING,
     TAKEN_SETTING,
+    going_on,
     pick_many,
     pick_next,
     ring,
     ring_taken,
+    unring,
 )
 from threadmill.core.transitions.terms import DOORBELL_CHANNEL, QUARANTINE_LOSSES, TENANT_SETTING
 from threadmill.core.transitions.trying import (
@@ -141,8 +143,8 @@ __all__ = [
     "BURST",
     "CANCELLED_CHANNEL",
     "DOORBELL_CHANNEL",
+    "FROM_THE_FIRST",
     "JOB_COLUMNS",
-    "PAIRS",
     "QUARANTINE_LOSSES",
     "QUOTA_EXCEEDED",
     "RUN_COLUMNS",
@@ -185,6 +187,7 @@ __all__ = [
     "finished_threads",
     "forget_question",
     "fork_thread",
+    "going_on",
     "groups_due",
     "hold_groups",
     "hold_job",
@@ -249,4 +252,5 @@ __all__ = [
     "thread_has_moved",
     "trip",
     "under_way",
+    "unring",
 ]

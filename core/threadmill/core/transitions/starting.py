@@ -21,6 +21,7 @@ from sqlalchemy import text
 from sqlalchemy.sql import Executable
 
 from threadmill.core.models import SCHEMA
+from threadmill.core.statement import Row
 from threadmill.core.transitions.terms import BREAKER_TRIALS, QUARANTINE_LOSSES
 
 # The ids of the runs that were picked, and the thread key where it is one.
@@ -82,6 +83,16 @@ _PAIRS = f"""pair(graph, tenant, number) as (
         where number < {PAIRS}
     )"""  # noqa: S608 - constants
 
+# How far a look has come.
+_SEEN = """(select count(*) from pair) as pairs,
+    (select graph from pair order by number desc limit 1) as last_graph,
+    (select tenant from pair order by number desc limit 1) as last_tenant"""
+
+_UNRING = f"""
+    update {SCHEMA}.runs set dispatched_at = null
+    where id = :run_id and tenant = :tenant and status || '' = 'pending' and dispatched_at is not null
+"""  # noqa: S608 - constants
+
 _PICK_NEXT = f"""
     with {_shut(_NOT_CLOSED)},
     candidate as materialized (
@@ -91,6 +102,7 @@ _PICK_NEXT = f"""
             order by run.rank limit {TRIES}
         ) as ready
         where served.graph not in (select graph from shut)
+            and not exists (select from {SCHEMA}.limits where kind = 'tenant' and name = :tenant and paused)
         order by ready.rank limit {TRIES}
     ),
     picked as materialized (
@@ -142,11 +154,7 @@ _PICK_MANY = f"""
         order by candidate.turn, candidate.rank limit :limit
         for update of thread skip locked
     )
-    select set_config('{TAKEN_SETTING}', coalesce(string_agg(id::text, ','), ''), true),
-        (select count(*) from pair) as pairs,
-        (select graph from pair order by number desc limit 1) as last_graph,
-        (select tenant from pair order by number desc limit 1) as last_tenant
-    from picked
+    select set_config('{TAKEN_SETTING}', coalesce(string_agg(id::text, ','), ''), true), {_SEEN} from picked
 """  # noqa: S608 - constants
 
 _RING = f"""
@@ -200,12 +208,16 @@ _RING = f"""
     rung as materialized (
         select run.id from {SCHEMA}.runs as run
         -- Its status once more, as it is looked at again where another has changed the row meanwhile.
-        where run.id in (select id from below union select id from unanswered) and run.status || '' = 'pending'
+        where run.status || '' = 'pending'
+            and run.id in (select id from below union select id from unanswered)
         limit :limit
         for update skip locked
+    ),
+    marked as (
+        update {SCHEMA}.runs as run set dispatched_at = now() from rung where run.id = rung.id
+        returning run.id, run.tenant, run.thread_id, run.graph, {_ALONE} as alone
     )
-    update {SCHEMA}.runs as run set dispatched_at = now() from rung where run.id = rung.id
-    returning run.id, run.tenant, run.thread_id, run.graph, {_ALONE} as alone
+    select marked.*, {_SEEN} from (select) as always left join marked on true
 """  # noqa: S608 - constants
 
 _RING_TAKEN = f"""
@@ -214,6 +226,17 @@ _RING_TAKEN = f"""
         and run.status || '' = 'pending'
     returning run.id, run.tenant, run.thread_id, run.graph, {_ALONE} as alone
 """  # noqa: S608 - constants
+
+
+# Where a look begins: before the first pair.
+FROM_THE_FIRST = {"after_graph": "", "after_tenant": ""}
+
+
+def going_on(row: Row) -> dict[str, str]:
+    """Where the look begins that comes after one which gave this row: with the first again, if it saw all."""
+    if row["pairs"] < PAIRS:
+        return FROM_THE_FIRST
+    return {"after_graph": row["last_graph"], "after_tenant": row["last_tenant"]}
 
 
 @cache
@@ -230,9 +253,8 @@ def pick_next() -> Executable:
 def pick_many() -> Executable:
     """Picks runs of these graphs for so many free slots, fair to the tenants, and takes their lanes.
 
-    One row: how many pairs of a graph and a tenant were looked at (`pairs`), and the last of them; where they
-    are PAIRS, the next look begins after that. After it `claim_taken`.
-    Parameters: graphs, limit, patience, after_graph and after_tenant (empty for the first).
+    One row, for `going_on`. After it `claim_taken`.
+    Parameters: graphs, limit, patience, after_graph and after_tenant (FROM_THE_FIRST, or `going_on`).
     """
     return text(_PICK_MANY)
 
@@ -242,9 +264,19 @@ def ring() -> Executable:
     """Marks runs as rung, and returns their bells: of tenants that have less than their share of the fleet,
     and those whose bell has gone unanswered for so many seconds.
 
-    Parameters: limit, patience, after_graph and after_tenant (empty for the first).
+    Each row is for `going_on`, too; where there is no bell, there is one without an id.
+    Parameters: limit, patience, after_graph and after_tenant (FROM_THE_FIRST, or `going_on`).
     """
     return text(_RING)
+
+
+@cache
+def unring() -> Executable:
+    """Takes back that a run was rung for, as the bell was answered and it could not be started.
+
+    So it is found by whoever looks, once what kept it has gone. Parameters: run_id, tenant.
+    """
+    return text(_UNRING)
 
 
 @cache

@@ -14,7 +14,7 @@ from threadmill.core.database import Database
 from threadmill.core.errors import DeadLetterNotFound, InvalidOption, NotReplayable
 from threadmill.core.settings import Settings
 from threadmill.core.statement import Batch, Plan, Row, Step
-from threadmill.core.transitions import ring
+from threadmill.core.transitions import FROM_THE_FIRST, ring
 from threadmill.dlq import DeadLetter, Desk, LetterFilter
 from threadmill.producers import Producer, Run
 
@@ -114,11 +114,11 @@ def rung_again(settings: Settings) -> Iterator[Callable[[], set[str]]]:
     database = Database(settings)
 
     def sweep() -> Plan[list[Row]]:
-        look = {"limit": 1000, "patience": -1.0, "after_graph": "", "after_tenant": ""}
+        look = {"limit": 1000, "patience": -1.0, **FROM_THE_FIRST}
         (rows,) = yield Batch([Step(ring(), look)])
         return list(rows)
 
-    yield lambda: {str(row["id"]) for row in database.carry_out(sweep())}
+    yield lambda: {str(row["id"]) for row in database.carry_out(sweep()) if row["id"]}
     database.close()
 
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from itertools import chain, zip_longest
 from typing import NamedTuple
 
-from threadmill.core.doorbell import Bell, bell_of
+from threadmill.core.doorbell import Bell
 from threadmill.core.statement import Batch, Plan, Row, Rows, Step
 from threadmill.core.transitions import (
     announce_new_version,
@@ -25,7 +25,7 @@ from threadmill.core.transitions import (
     take_turns,
     under_way,
 )
-from threadmill.dlq.replaying import replay_steps
+from threadmill.dlq.replaying import replay_locked, waking
 from threadmill.dlq.velocity import Bucket, admit
 from threadmill.dlq.window import Window
 
@@ -179,7 +179,7 @@ def give_back(drainer: Drainer, looks: Sequence[Look], most: int, bucket: Bucket
         look.fingerprint: _found(look, rows, letters, given)
         for look, rows, letters in zip(looks, answers, due, strict=True)
     }
-    return GivenBack(found, list(given.values()), min(waits, default=0.0))
+    return GivenBack(found, waking(given.values()), min(waits, default=0.0))
 
 
 def _replay(letters: Sequence[Row], spending: list[Step]) -> Plan[dict[uuid.UUID, Bell]]:
@@ -190,16 +190,7 @@ def _replay(letters: Sequence[Row], spending: list[Step]) -> Plan[dict[uuid.UUID
         "tenants": [letter["tenant"] for letter in letters],
         "thread_ids": [letter["thread_id"] for letter in letters],
     }
-    replays = [replay_steps(letter, "auto", BY, letter["mode"]) for letter in letters]
-    ahead = [*spending, Step(lock_threads(), lanes)]
-    rows = yield Batch([*ahead, *chain.from_iterable(replays)])
-    answers = iter(rows[len(ahead) :])
-    bells = {}
-    for letter, steps in zip(letters, replays, strict=True):
-        *_, replayed, _ = [next(answers) for _ in steps]
-        if replayed:
-            bells[letter["id"]] = bell_of(replayed[0])
-    return bells
+    return (yield from replay_locked(letters, "auto", BY, ahead=[*spending, Step(lock_threads(), lanes)]))
 
 
 def _found(look: Look, rows: Rows, due: Rows, given: Mapping[uuid.UUID, Bell]) -> Found:

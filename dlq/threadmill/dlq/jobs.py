@@ -14,7 +14,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, UUID
 from sqlalchemy.sql import Executable
 from uuid_utils.compat import uuid7
 
-from threadmill.core.doorbell import Bell, bell_of
+from threadmill.core.doorbell import Bell
 from threadmill.core.errors import (
     DeadLetterNotFound,
     InvalidOption,
@@ -38,7 +38,7 @@ from threadmill.core.transitions import (
 )
 from threadmill.dlq.filter import LetterFilter
 from threadmill.dlq.preview import REPLAYABLE, check_mode, parse_letter_id, preview_of, standings
-from threadmill.dlq.replaying import replay_steps
+from threadmill.dlq.replaying import replay_locked, waking
 from threadmill.dlq.velocity import admit, check_rate
 from threadmill.producers.queries import check_page
 from threadmill.producers.run import timestamp
@@ -366,13 +366,9 @@ def _replay(batch: Sequence[Row], job: Row, spent: Sequence[Step]) -> Plan[list[
     lanes = {name: [row[column] for row in batch] for name, column in LANES}
     look = Step(standings(), {"letter_ids": [row["id"] for row in batch]})
     _, stands = yield Batch([Step(lock_threads(), lanes), look], final=False)
-    steps = list(spent)
-    for row in stands:
-        preview = preview_of(row, job["mode"])
-        if preview.refusal is None:
-            steps += replay_steps(row, job["mode"], job["by"], preview.mode, job=str(job["id"]))
-    replayed = yield Batch(steps, final=False)
-    return [bell_of(row) for rows in replayed for row in rows if "alone" in row]
+    may_be = [row for row in stands if preview_of(row, job["mode"]).refusal is None]
+    replayed = yield from replay_locked(may_be, job["mode"], job["by"], job=str(job["id"]), ahead=spent)
+    return list(replayed.values())
 
 
 def _advanced(
@@ -396,4 +392,4 @@ def _advanced(
     )
     if not rows:  # its row is held, so nobody can have
         raise JobNotRunning(str(job["id"]), "advanced by another")
-    return Progress(job_of(rows[0]), bells, 0)
+    return Progress(job_of(rows[0]), waking(bells), 0)

@@ -304,9 +304,10 @@ class ReplayWorker:
             self._note(self._groups[name], found, took)
         # What backs off, is paused or another's now; what is under way of it is watched to its end.
         self._release([n for n, found in back.found.items() if not (found.own or self._groups[n].flights)])
-        if back.bells:
-            _log.info("replay.replayed", letters=len(back.bells), groups=len(looks), seconds=round(took, 3))
-        return len(back.bells)
+        letters = sum(len(found.given) for found in back.found.values())
+        if letters:
+            _log.info("replay.replayed", letters=letters, groups=len(looks), seconds=round(took, 3))
+        return letters
 
     def _note(self, group: Group, found: Found, took: float) -> None:
         canary = group.window.size == 1

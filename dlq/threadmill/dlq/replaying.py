@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy import bindparam, select
@@ -30,6 +31,8 @@ from threadmill.dlq.dead_letter import LETTER_COLUMNS, DeadLetter, letter_of
 from threadmill.dlq.preview import check_mode, parse_letter_id, preview_of, standing
 
 MAX_NOTE = 10_000
+# Of runs that are given back together so many are rung for; workers that are awake find the others.
+MAX_WAKING = 8
 
 _letters = table_of(DeadLetterRow)
 _actions = table_of(DeadLetterAction)
@@ -71,30 +74,64 @@ def replay_standing(act: Act, row: Row, mode: str, state_patch: Any = None) -> P
     preview = preview_of(row, mode)
     if preview.refusal is not None:
         raise (yield from refused(act, row["status"], preview.refusal))
-    steps = replay_steps(row, mode, act.by, preview.mode, state_patch=state_patch)
-    *_, replayed, _, after = yield Batch([*steps, Step(_BY_ID, {"letter_id": row["id"]})])
+    replayed = yield from replay_locked([row], mode, act.by, state_patch=state_patch)
+    (after,) = yield Batch([Step(_BY_ID, {"letter_id": row["id"]})])
     letter = letter_of(after[0])
     if not replayed or (state_patch is not None and letter.replay_mode != preview.mode):
         raise NotReplayable(letter.id, letter.status, "its graph was announced anew meanwhile; try again")
-    return Done(letter, [bell_of(replayed[0])])
+    return Done(letter, list(replayed.values()))
 
 
-def replay_steps(
-    row: Row, mode: str, by: str, chosen: str, *, state_patch: Any = None, job: str | None = None
-) -> list[Step]:
-    """The statements of one replay, after `lock_thread`; the last but one returns the bell.
+def replay_locked(
+    rows: Sequence[Row],
+    mode: str,
+    by: str,
+    *,
+    state_patch: Any = None,
+    job: str | None = None,
+    ahead: Sequence[Step] = (),
+) -> Plan[dict[uuid.UUID, Bell]]:
+    """Replays letters whose threads are locked. Returns the bells, by letter, of those that could be.
 
-    row: with the letter's id, tenant and thread_id. mode: as asked. chosen: what it comes to. job: for which.
+    rows: with each letter's id, tenant and thread_id, those of one thread in their order. mode: as asked.
+    job: for which it is done. ahead: statements to be sent before, of which nothing is wanted.
     """
-    letter_id = {"letter_id": row["id"]}
-    asked = {} if mode == chosen else {"asked": mode}
-    facts = {"mode": chosen, **asked, **({} if job is None else {"job": job})}
-    return [
-        # Row-level security shows the checkpoints of a thread to its tenant's transaction only.
-        Step(borrow_tenant(), {"tenant": row["tenant"]}),
-        Step(replay(), {**letter_id, "mode": mode, "state_patch": state_patch, "by": by, "facts": facts}),
-        Step(fork_thread(), {**letter_id, "key": thread_key(row["tenant"], row["thread_id"])}),
-    ]
+    facts = {} if job is None else {"job": job}
+    how = {"mode": mode, "state_patch": state_patch, "by": by, "facts": facts}
+    replays = [Step(replay(), {"letter_ids": ids, **how}) for ids in _one_of_each_thread(rows)]
+    results = yield Batch([*ahead, *replays], final=False)
+    replayed = {row["letter_id"]: row for found in results[len(ahead) :] for row in found}
+    forks = []
+    for row in rows:
+        if row["id"] in replayed and replayed[row["id"]]["replay_mode"] != "resume":
+            key = thread_key(row["tenant"], row["thread_id"])
+            # Row-level security shows the checkpoints of a thread to its tenant's transaction only.
+            forks += [
+                Step(borrow_tenant(), {"tenant": row["tenant"]}),
+                Step(fork_thread(), {"letter_id": row["id"], "key": key}),
+            ]
+    if forks:
+        yield Batch(forks, final=False)
+    return {letter_id: bell_of(row) for letter_id, row in replayed.items()}
+
+
+def _one_of_each_thread(rows: Sequence[Row]) -> list[list[uuid.UUID]]:
+    """The letters in as few lots as have none of the same thread."""
+    lots: list[list[uuid.UUID]] = []
+    count: Counter[tuple[str, str]] = Counter()
+    for row in rows:
+        thread = row["tenant"], row["thread_id"]
+        if count[thread] == len(lots):
+            lots.append([])
+        lots[count[thread]].append(row["id"])
+        count[thread] += 1
+    return lots
+
+
+def waking(bells: Collection[Bell]) -> list[Bell]:
+    """Those to be rung of runs that many will find: enough to wake who sleeps, and what nobody may take."""
+    alone = [bell for bell in bells if bell.alone]
+    return alone + [bell for bell in bells if not bell.alone][:MAX_WAKING]
 
 
 def discard_letter(act: Act, reason: str | None = None) -> Plan[Done]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 from sqlalchemy import (
     CTE,
@@ -11,6 +12,7 @@ from sqlalchemy import (
     Text,
     all_,
     and_,
+    any_,
     bindparam,
     case,
     cast,
@@ -25,7 +27,7 @@ from sqlalchemy import (
     true,
     update,
 )
-from sqlalchemy.dialects.postgresql import JSON, JSONB, UUID
+from sqlalchemy.dialects.postgresql import ARRAY, JSON, JSONB, UUID
 from sqlalchemy.sql import Executable
 
 from threadmill.core.transitions.lane import (
@@ -59,8 +61,8 @@ def _acts_on_letter(*statuses: str) -> ColumnElement[bool]:
     )
 
 
-def _record_action(letter: CTE, action: str) -> CTE:
-    """Keeps what was done, when and by whom. Parameters: by, facts (a JSON object)."""
+def _record_action(letter: CTE, action: str, facts: ColumnElement[Any] | None = None) -> CTE:
+    """Keeps what was done, when and by whom. Parameters: by, and facts (a JSON object) unless given."""
     return (
         insert(ACTIONS)
         .from_select(
@@ -70,7 +72,7 @@ def _record_action(letter: CTE, action: str) -> CTE:
                 letter.c.tenant,
                 bindparam("by", type_=Text),
                 word(action),
-                bindparam("facts", type_=JSONB),
+                bindparam("facts", type_=JSONB) if facts is None else facts,
             ),
         )
         .returning(ACTIONS.c.letter_id)
@@ -146,20 +148,22 @@ def auto_mode() -> tuple[ColumnElement[str], ColumnElement[str]]:
 
 @cache
 def replay() -> Executable:
-    """waiting | parked → replaying, and the run back to pending at its own place.
+    """waiting | parked → replaying, and the runs back to pending at their own places.
 
-    After `lock_thread`, and before `fork_thread`. The run's id stays, and it has one attempt: what follows a
-    failure is the next replay. Returns the run's bell, with replay_mode.
-    Parameters: letter_id, mode (auto, resume, restart or append), state_patch (JSON; None changes nothing),
-    by, facts. No row: the letter's status was another, it has no run, or it is to resume and its thread has
-    moved on.
+    After `lock_threads`, and before `fork_thread`. A run's id stays, and it has one attempt: what follows a
+    failure is the next replay. Returns the runs' bells, with letter_id and replay_mode.
+    Parameters: letter_ids (each of another thread, as the replay of one decides upon the next), mode (auto,
+    resume, restart or append), state_patch (JSON; None changes nothing), by, facts (what else is to be kept
+    of the action, a JSON object). No row: the letter's status was another, it has no run, or it is to resume
+    and its thread has moved on.
     """
     wanted = bindparam("mode", type_=Text)
     mode, why = auto_mode()
     letter = (
         update(LETTERS)
         .where(
-            _acts_on_letter("waiting", "parked"),
+            LETTERS.c.id == any_(bindparam("letter_ids", type_=ARRAY(UUID(as_uuid=True)))),
+            LETTERS.c.status.in_([word("waiting"), word("parked")]),
             LETTERS.c.run_id.is_not(None),
             or_(wanted != "resume", ~thread_has_moved()),
         )
@@ -208,11 +212,21 @@ def replay() -> Executable:
             # What was buried for the workers that it cost goes on alone, and the next loss buries it again.
             worker_losses=func.least(RUNS.c.worker_losses, QUARANTINE_LOSSES),
         )
-        .returning(*BELL_COLUMNS, letter.c.replay_mode)
+        .returning(*BELL_COLUMNS, letter.c.id.label("letter_id"), letter.c.replay_mode)
         .cte("replayed")
     )
     thread = update_thread(ended, status=word("busy"))
-    return select(ended).add_cte(thread, _behind(letter), _record_action(letter, "replay"))
+    facts = bindparam("facts", type_=JSONB).concat(
+        func.jsonb_strip_nulls(
+            func.jsonb_build_object(
+                literal_column("'mode'"),
+                letter.c.replay_mode,
+                literal_column("'asked'"),
+                func.nullif(wanted, letter.c.replay_mode),
+            )
+        )
+    )
+    return select(ended).add_cte(thread, _behind(letter), _record_action(letter, "replay", facts))
 
 
 def _is_first(letter: CTE) -> ColumnElement[bool]:

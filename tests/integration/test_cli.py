@@ -436,6 +436,35 @@ def test_graphs_are_listed_from_the_file_and_from_the_ledger(
     }
 
 
+@pytest.mark.usefixtures("served")
+def test_tenants_and_graphs_are_limited_and_paused(
+    run: Callable[..., Result], ask: Callable[..., Any], enqueue: Callable[..., Any]
+) -> None:
+    enqueue("speaker", "hm")
+
+    assert ask("tenants", "set", "acme", "--weight", "2", "--max-running", "5", "--rate", "0.5") == {
+        "kind": "tenant", "name": "acme", "weight": 2, "max_running": 5, "rate": 0.5, "max_pending": None,
+        "paused": False,
+    }  # fmt: skip
+    assert ask("tenants", "pause", "acme")["paused"]
+    (acme,) = ask("tenants", "list")
+    assert (acme["name"], acme["weight"], acme["max_running"], acme["paused"]) == ("acme", 2, 5, True)
+    table = run("tenants", "list").stdout
+    assert all(word in table for word in ("acme", "paused", "0.5", "any"))
+    assert not ask("tenants", "resume", "acme")["paused"]
+    assert ask("tenants", "set", "acme", "--max-running", "none")["max_running"] is None
+
+    assert ask("graphs", "pause", "speaker")["paused"]
+    limits = {graph["name"]: graph["limits"] for graph in ask("graphs", "list")}
+    assert limits["speaker"] == {
+        "kind": "graph", "name": "speaker", "max_running": None, "rate": None, "paused": True,
+    }  # fmt: skip
+    assert "paused" in run("graphs", "list").stdout
+    assert not ask("graphs", "resume", "speaker")["paused"]
+    refused = run("graphs", "set", "speaker", "--rate", "fast")
+    assert errors(refused) == ["error: rate='fast': must be a number, or none"]
+
+
 def test_the_tables_go_down_and_up_again(run: Callable[..., Result], ask: Callable[..., Any]) -> None:
     assert ask("db", "status") == {"revision": REVISION, "expected": REVISION, "current": True}
 

@@ -55,7 +55,8 @@ def test_all_commands_are_there() -> None:
         "dlq edit", "dlq discard", "dlq restore", "dlq park", "dlq note",
         "dlq export", "dlq import",
         "dlq pause", "dlq unpause", "dlq rates", "dlq rate", "dlq drain", "dlq watch",
-        "graphs list", "graphs check",
+        "graphs list", "graphs check", "graphs set", "graphs pause", "graphs resume",
+        "tenants list", "tenants set", "tenants pause", "tenants resume",
         "db upgrade", "db status", "db downgrade",
     }  # fmt: skip
 

@@ -14,8 +14,10 @@ from rich.text import Text
 from threadmill.cli.extras import needs
 from threadmill.cli.invocation import AfterOption, JsonOption, LimitOption, invocation_of
 from threadmill.cli.ledger import Ledger
+from threadmill.cli.limits import in_short, pause_graph, resume_graph, set_graph
 from threadmill.cli.output import Cells, ago, listing, note, show, text
 from threadmill.core.errors import GraphConfigInvalid, Unavailable
+from threadmill.core.limits import Limit, Limits
 from threadmill.core.policy import GraphPolicy
 from threadmill.core.settings import Settings
 from threadmill.core.statement import Row
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
     from threadmill.graphs import GraphCheck, Registry
 
 app = typer.Typer(name="graphs", help="The graphs that the fleet serves.", no_args_is_help=True)
+app.command("set", epilog="Example: `threadmill graphs set agent --max-running 20 --rate 5`")(set_graph)
+app.command("pause", epilog="Example: `threadmill graphs pause agent`")(pause_graph)
+app.command("resume", epilog="Example: `threadmill graphs resume agent`")(resume_graph)
 
 
 @app.command("list", epilog="Example: `threadmill graphs list`")
@@ -40,16 +45,18 @@ def list_graphs(
     try:
         with Ledger(settings) as ledger:
             announced = {row["name"]: row for row in ledger.graphs()}
+        with Limits(settings) as known:
+            limits = {limit.name: limit for limit in known.of("graph")}
     except Unavailable as error:
         # What is in the file can be told without the ledger.
         if registry is None:
             raise
         note(f"what is announced is not known: {error}")
-        announced = {}
-    names = sorted({*(registry.names if registry else ()), *announced})
+        announced, limits = {}, {}
+    names = sorted({*(registry.names if registry else ()), *announced, *limits})
     page = [name for name in names if after is None or name > after][:limit]
-    graphs = [_document(name, registry, announced.get(name)) for name in page]
-    show(as_json, graphs, lambda: _graphs_table(graphs, announced))
+    graphs = [_document(name, registry, announced.get(name), limits.get(name)) for name in page]
+    show(as_json, graphs, lambda: _graphs_table(graphs, announced, limits))
 
 
 @app.command(epilog="Example: `threadmill graphs check`")
@@ -87,7 +94,9 @@ def _registry_if_any(settings: Settings) -> Registry | None:
     return Registry.read(settings.graphs_file)
 
 
-def _document(name: str, registry: Registry | None, announced: Row | None) -> dict[str, Any]:
+def _document(
+    name: str, registry: Registry | None, announced: Row | None, limit: Limit | None
+) -> dict[str, Any]:
     """location is of langgraph.json, version of the ledger, policy of the first that has the graph."""
     local = registry is not None and name in registry.names
     policy = announced["policy"] if announced else {}
@@ -100,10 +109,13 @@ def _document(name: str, registry: Registry | None, announced: Row | None) -> di
         "version": announced["version"] if announced else None,
         "announced_at": timestamp(announced["announced_at"]) if announced else None,
         "policy": policy,
+        "limits": (limit or Limit("graph", name)).to_dict(),
     }
 
 
-def _graphs_table(graphs: list[dict[str, Any]], announced: dict[str, Row]) -> RenderableType:
+def _graphs_table(
+    graphs: list[dict[str, Any]], announced: dict[str, Row], limits: dict[str, Limit]
+) -> RenderableType:
     rows: list[Cells] = [
         {
             "graph": text(graph["name"], style="bold"),
@@ -111,6 +123,7 @@ def _graphs_table(graphs: list[dict[str, Any]], announced: dict[str, Row]) -> Re
             "announced": _announced(announced.get(graph["name"])),
             "version": text(graph["version"]),
             "policy": _policy(graph["policy"]),
+            "limits": in_short(limits.get(graph["name"])),
         }
         for graph in graphs
     ]

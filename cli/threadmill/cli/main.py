@@ -7,7 +7,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from threadmill.cli import database, dead_letters, graphs, runs, threads
+from threadmill.cli import database, dead_letters, graphs, limits, runs, threads
 from threadmill.cli.dev import dev
 from threadmill.cli.doctor import doctor
 from threadmill.cli.enqueue import enqueue
@@ -69,7 +69,7 @@ for command, example in (
     (doctor, "threadmill doctor"),
 ):
     app.command(epilog=f"Example: `{example}`")(command)
-for group in (runs.app, threads.app, dead_letters.app, graphs.app, database.app):
+for group in (runs.app, threads.app, dead_letters.app, graphs.app, limits.app, database.app):
     app.add_typer(group)
 
 

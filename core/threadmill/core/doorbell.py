@@ -60,6 +60,11 @@ def bells_of(rows: Iterable[Row]) -> list[Bell]:
     return [bell_of(row) for row in rows if row["id"] is not None]
 
 
+def shown(tenant: str, thread_id: str, graph: str) -> str:
+    """What Flower shows as a run's arguments."""
+    return f"tenant={tenant} thread={thread_id} graph={graph}"
+
+
 def next_bell(row: Row) -> Bell | None:
     """The bell for the thread's next run in the row of a transition that ended one; None if there is none."""
     if row["next_id"] is None:
@@ -96,7 +101,7 @@ class Doorbell:
                         RUN_TASK,
                         args=[str(bell.run_id), *bell[1:]],
                         task_id=str(bell.run_id),
-                        argsrepr=f"tenant={bell.tenant} thread={bell.thread_id} graph={bell.graph}",
+                        argsrepr=shown(bell.tenant, bell.thread_id, bell.graph),
                         kwargsrepr="",
                         queue=self._settings.queue,
                         producer=producer,

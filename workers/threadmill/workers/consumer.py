@@ -15,6 +15,7 @@ from kombu.transport import redis
 
 from threadmill.core.celery_app import RUN_TASK
 from threadmill.core.doorbell import Bell
+from threadmill.workers.task_events import TaskEvents
 from threadmill.workers.transport import Transport
 from threadmill.workers.undeliverable import Undeliverable, UndeliverableMessages, kept
 
@@ -42,6 +43,12 @@ class Consumer(CeleryConsumer):
 
     # Handed over by `worker.run_worker`, as Celery makes the consumer; None only logs.
     undeliverable: UndeliverableMessages | None = None
+    task_events: TaskEvents | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.task_events is not None:
+            self.task_events.sent_by(self)
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
         try:

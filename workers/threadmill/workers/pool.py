@@ -21,6 +21,7 @@ from threadmill.core.celery_app import RUN_TASK
 from threadmill.core.settings import Settings
 from threadmill.workers import transport
 from threadmill.workers.runtime import Draining, Runtime
+from threadmill.workers.task_events import TaskEvents
 from threadmill.workers.tasks import answer
 
 STOP_TIMEOUT = 5.0
@@ -38,6 +39,7 @@ class AsyncioPool(BasePool):
     signal_safe = False
     # Handed over by `worker.run_worker`, as Celery makes the pool and passes no arguments of ours.
     settings: Settings | None = None
+    task_events: TaskEvents | None = None
     on_replace: Callable[[], None] = staticmethod(lambda: None)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -49,7 +51,10 @@ class AsyncioPool(BasePool):
             goes_on=True,
             on_replace=self.on_replace,
             on_room=self._wake_consumer,
+            task_events=self.task_events,
         )
+        if self.task_events is not None:
+            self.task_events.wake = self._wake_consumer
         self._woken, self._wakes = os.pipe()
         os.set_blocking(self._wakes, False)
         os.set_blocking(self._woken, False)

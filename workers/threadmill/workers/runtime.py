@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 import uuid
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
@@ -33,6 +34,7 @@ from threadmill.workers.slots import Slots
 from threadmill.workers.stuck import StuckWork
 from threadmill.workers.sweeper import Sweeper
 from threadmill.workers.taker import Taker
+from threadmill.workers.task_events import TaskEvents
 
 T = TypeVar("T")
 
@@ -63,15 +65,17 @@ class Runtime:
         on_replace: Callable[[], None] = lambda: None,
         on_room: Callable[[], None] = lambda: None,
         on_node: Callable[[str], None] | None = None,
+        task_events: TaskEvents | None = None,
     ) -> None:
         """limit: runs at once; None takes the settings'. goes_on: a slot whose run has succeeded goes on with
         the tenant's next; else it is free for the next bell. on_replace: the process is to be replaced, as a
         node will not end. on_room: there may be room for one more bell. on_node: is told each node as it
-        begins."""
+        begins. task_events: are told of runs without a bell."""
         self._settings = settings
         self._alone = alone
         self._goes_on = goes_on
         self._on_node = on_node
+        self._task_events = task_events or TaskEvents()
         self._on_room = on_room
         self._limit = limit or settings.concurrency
         self._loop = uvloop.new_event_loop()
@@ -270,7 +274,10 @@ class Runtime:
         following: Claimed | None = claimed
         try:
             while following is not None:
-                _, following = await self._executor.execute(following)
+                run, began = following.run, time.monotonic()
+                self._task_events.began(run)
+                error, following = await self._executor.execute(following)
+                self._task_events.ended(run, error, time.monotonic() - began)
         finally:
             self._free_slot()
 

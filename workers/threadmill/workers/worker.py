@@ -21,6 +21,7 @@ from threadmill.core.settings import Settings
 from threadmill.graphs import Registry
 from threadmill.workers.consumer import Consumer
 from threadmill.workers.pool import AsyncioPool
+from threadmill.workers.task_events import TaskEvents
 from threadmill.workers.tasks import create_worker_app
 from threadmill.workers.undeliverable import UndeliverableMessages
 
@@ -44,6 +45,7 @@ def run_worker(settings: Settings, pool: PoolName = "asyncio") -> int:
     # Celery warns against root because of pickle, which is not accepted here.
     warnings.filterwarnings("ignore", category=SecurityWarning)
     AsyncioPool.settings = settings
+    AsyncioPool.task_events = Consumer.task_events = TaskEvents()
     replaced = threading.Event()
 
     def replace() -> None:

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from bench import dead_letters, profiling, report
+from bench import dead_letters, fairness, profiling, report
+from bench import waiting as runs_that_wait
 from bench.arena import arena
 from bench.child import ChildFailed
 from bench.contestant import Stalled, WrongState
@@ -53,6 +54,23 @@ def pages_of_dead_letters(quick: QuickOption = False) -> None:
     with arena() as ground, out.status("dead letters"):
         found = dead_letters.measure(ground, load.dead_letters)
     out.print(dead_letters.table(found, load.dead_letters))
+
+
+@app.command()
+def waiting(quick: QuickOption = False) -> None:
+    """Measures runs that wait: 1,000 at once in one process, and 10,000 in two."""
+    sizes = [(200, 1, 2.0)] if quick else [(1_000, 1, 10.0), (10_000, 2, 10.0)]
+    with arena() as ground, out.status("waiting"):
+        found = [runs_that_wait.measure(ground, *size) for size in sizes]
+    out.print(runs_that_wait.table(found))
+
+
+@app.command("fairness")
+def fair(quick: QuickOption = False) -> None:
+    """Measures what a flood of one tenant costs ten others, and the shares by weight."""
+    with arena() as ground, out.status("fairness"):
+        found = fairness.measure(ground, 5 if quick else 30, 2_000 if quick else fairness.FLOOD)
+    out.print(fairness.table(found))
 
 
 @app.command()

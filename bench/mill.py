@@ -38,19 +38,9 @@ class Mill:
 
     @contextmanager
     def running(self, arena: Arena, load: Load) -> Iterator[MillFleet]:
-        log = arena.folder / "threadmill.log"
-        log.write_text("")
-        count = self._workers or arena.cores
-        with arena.fresh_database(LEDGER) as url:
-            settings = arena.settings(url)
-            with ExitStack() as stack, Producer(settings) as producer:
-                env = _environment(settings)
-                workers = [stack.enter_context(child(self._argv, log, env)) for _ in range(count)]
-                for worker in workers:
-                    wait_for_line(worker, log, "worker.ready", count)
-                fleet = MillFleet(arena, producer, workers, url)
-                fleet.serve(threads_named("warm", load.threads), 1)
-                yield fleet
+        with fleet_of(arena, self._workers or arena.cores, argv=self._argv) as (fleet, _):
+            fleet.serve(threads_named("warm", load.threads), 1)
+            yield fleet
 
 
 class MillFleet:
@@ -61,7 +51,8 @@ class MillFleet:
     ) -> None:
         self.workers = [psutil.Process(worker.pid) for worker in workers]
         self.saver_url = make_conninfo(url, options=f"-c search_path={SCHEMA},public")
-        self._arena, self._producer, self._workers = arena, producer, workers
+        self.producer = producer
+        self._arena, self._workers = arena, workers
 
     def key(self, thread_id: str) -> str:
         return thread_key(TENANT, thread_id)
@@ -69,14 +60,14 @@ class MillFleet:
     def serve(self, threads: Sequence[str], turns: int) -> None:
         with finish_counter(self._arena.connect_redis(), channel("*")) as wait:
             for turn in range(turns):
-                self._producer.enqueue_many(_request(thread_id, turn) for thread_id in threads)
+                self.producer.enqueue_many(_request(thread_id, turn) for thread_id in threads)
                 wait(len(threads))
         self._check_runs()
 
     def serve_at_once(self, threads: Sequence[str], turns: int) -> None:
         """All turns of all threads, enqueued in one call: Threadmill keeps their order by itself."""
         with finish_counter(self._arena.connect_redis(), channel("*")) as wait:
-            self._producer.enqueue_many(
+            self.producer.enqueue_many(
                 _request(thread_id, turn) for turn in range(turns) for thread_id in threads
             )
             wait(len(threads) * turns)
@@ -86,8 +77,8 @@ class MillFleet:
         taken = []
         for thread_id in threads:
             started = time.perf_counter()
-            run = self._producer.enqueue(**_request(thread_id, 0))
-            self._producer.wait(run.id, tenant=TENANT, timeout=PATIENCE)
+            run = self.producer.enqueue(**_request(thread_id, 0))
+            self.producer.wait(run.id, tenant=TENANT, timeout=PATIENCE)
             taken.append(time.perf_counter() - started)
         return taken
 
@@ -105,12 +96,12 @@ class MillFleet:
 
         def singles() -> None:
             for thread_id in threads_named("single", load.singles):
-                self._producer.enqueue(**_request(thread_id, 0))
+                self.producer.enqueue(**_request(thread_id, 0))
 
         def batches(name: str, turns: int) -> None:
             for batch in range(load.batches):
                 threads = threads_named(f"{name}-{batch}", BATCH // turns)
-                self._producer.enqueue_many(_request(t, turn) for turn in range(turns) for t in threads)
+                self.producer.enqueue_many(_request(t, turn) for turn in range(turns) for t in threads)
 
         runs = load.batches * BATCH
         return {
@@ -124,6 +115,23 @@ class MillFleet:
             found = connection.execute("select id, status from runs where status <> 'success'").fetchall()
         if found:
             raise WrongState(f"not every run is a success: {found[:5]}")
+
+
+@contextmanager
+def fleet_of(
+    arena: Arena, workers: int, *, argv: Sequence[str] = WORKER, **values: Any
+) -> Iterator[tuple[MillFleet, Settings]]:
+    """So many worker processes with these settings, on an empty ledger; and the settings."""
+    log = arena.folder / "threadmill.log"
+    log.write_text("")
+    with arena.fresh_database(LEDGER) as url:
+        settings = arena.settings(url).model_copy(update=values)
+        with ExitStack() as stack, Producer(settings) as producer:
+            env = _environment(settings)
+            processes = [stack.enter_context(child(argv, log, env)) for _ in range(workers)]
+            for process in processes:
+                wait_for_line(process, log, "worker.ready", workers)
+            yield MillFleet(arena, producer, processes, url), settings
 
 
 def _request(thread_id: str, turn: int) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import functools
+import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -31,7 +32,7 @@ GRAPHS = """
         if state["text"].startswith("stands"):
             assert await asyncio.to_thread(gate.wait, 30)
         else:
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.3 if state["text"].startswith("slow") else 0.02)
 
     work = StateGraph(State).add_node("do", do).add_edge(START, "do")
     other = StateGraph(State).add_node("do", do).add_edge(START, "do")
@@ -100,6 +101,25 @@ def test_slots_are_shared_by_weight(
     start(concurrency=14)
 
     becomes(functools.partial(running, admin), Counter(one=2, two=4, four=8))
+
+
+def test_shares_come_right_that_were_not(
+    start: Callable[..., Any], producer: Producer, limits: Limits, admin: Any
+) -> None:
+    """Who came first has all the slots, and each would go on from one run to the next."""
+    limits.set("tenant", "late", weight=3)
+    producer.enqueue_many(requests("early", 100, "slow"))
+    start(concurrency=12)
+    becomes(functools.partial(running, admin), Counter(early=12))
+
+    producer.enqueue_many(requests("late", 100, "slow"))
+
+    time.sleep(2.5)  # a turn, a sweep, and two runs
+    seen = []
+    for _ in range(20):
+        seen.append(running(admin)["late"])
+        time.sleep(0.05)
+    assert 8 <= statistics.mean(seen) <= 10, seen
 
 
 def test_a_flood_keeps_nobody_waiting(start: Callable[..., Any], producer: Producer) -> None:

@@ -30,10 +30,12 @@ Stop = Literal["taken", "cut off", "timeout", "deadline", "drain timeout"]
 class Attempt:
     """One attempt under way. Everything but `threads` belongs to the loop."""
 
-    def __init__(self, run: Row, head: Head = UNREAD) -> None:
-        """head: where its thread stands."""
+    def __init__(self, run: Row, head: Head = UNREAD, since: float = 0) -> None:
+        """head: where its thread stands. since: when its slot began to go from one run of the tenant to the
+        next, on the monotonic clock."""
         self.run = run
         self.head = head
+        self.since = since
         self.following: Claimed | None = None  # the run with which its slot goes on
         self.lease = Lease(run["id"], run["attempt"], run["thread_id"])
         self.control = RunControl()

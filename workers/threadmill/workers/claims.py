@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from enum import Enum, auto
@@ -46,11 +47,15 @@ class Next(Enum):
 
 
 class Claimed:
-    """A run that this process has claimed and is about to execute. head: where its thread stands."""
+    """A run that this process has claimed and is about to execute.
 
-    def __init__(self, attempts: Attempts, run: Row, head: Head = UNREAD) -> None:
+    head: where its thread stands. since: when its slot began with the tenant, on the monotonic clock.
+    """
+
+    def __init__(self, attempts: Attempts, run: Row, head: Head = UNREAD, since: float | None = None) -> None:
         self.run = run
         self.head = head
+        self.since = time.monotonic() if since is None else since
         self._expected = ExitStack()
         # The ledger knows of it already, and the heartbeat compares.
         self._expected.enter_context(attempts.claiming(run["id"]))
@@ -119,12 +124,19 @@ class Claims:
             case Next.LEAVE:
                 return []
 
-    def following(self, how: Next, results: Sequence[Rows]) -> tuple[Claimed | None, Bell | None]:
-        """The tenant's next run, and the bell to be rung, if there is one. results: of `next_steps`."""
+    def following(
+        self, how: Next, results: Sequence[Rows], since: float
+    ) -> tuple[Claimed | None, Bell | None]:
+        """The tenant's next run, and the bell to be rung, if there is one. results: of `next_steps`.
+
+        since: when the slot began with the tenant.
+        """
         match how:
             case Next.CLAIM:
                 _, runs, heads = results
-                return Claimed(self._attempts, runs[0], heads[0] if heads else None) if runs else None, None
+                if not runs:
+                    return None, None
+                return Claimed(self._attempts, runs[0], heads[0] if heads else None, since), None
             case Next.RING:
                 _, bells = results
                 return None, bell_of(bells[0]) if bells else None

@@ -107,11 +107,11 @@ class Executor:
         stuck: StuckWork,
         events: EventWriter,
         *,
-        what_next: Callable[[], Next],
+        what_next: Callable[[float], Next],
         on_node: Callable[[str], None] | None,
     ) -> None:
-        """what_next: says what becomes of a slot whose run has succeeded. on_node: is told each node as it
-        begins; None costs nothing."""
+        """what_next: says what becomes of a slot whose run has succeeded, from when it began with the tenant.
+        on_node: is told each node as it begins; None costs nothing."""
         self._settings = settings
         self._registry = registry
         self._database = database
@@ -133,7 +133,7 @@ class Executor:
 
     async def execute(self, claimed: Claimed) -> Outcome:
         """What came of the attempt; it is in the ledger by then."""
-        attempt = Attempt(claimed.run, claimed.head)
+        attempt = Attempt(claimed.run, claimed.head, claimed.since)
         run = attempt.run
         with (
             self._attempts.holding(attempt),
@@ -448,7 +448,7 @@ class Executor:
 
         writes: what the graph has written and is not yet saved. Raises LeaseLost.
         """
-        run, how = attempt.run, self._what_next()
+        run, how = attempt.run, self._what_next(attempt.since)
         # The lane first, as whoever takes the run away holds it too before the run's row.
         lock = Step(lock_and_bind(), {"tenant": run["tenant"], "thread_id": run["thread_id"]})
         steps = [lock, *writes, _of(run, end), *self._claims.next_steps(run["tenant"], how)]
@@ -456,7 +456,7 @@ class Executor:
         with self._attempts.claiming_some():
             results, tries = await self._send(steps)
             if results is not None:
-                attempt.following, bell = self._claims.following(how, results[ended_at + 1 :])
+                attempt.following, bell = self._claims.following(how, results[ended_at + 1 :], attempt.since)
         if results is None or not results[ended_at]:
             await self._check_committed(attempt, "success", tries)
         self._herald.announce(run["id"], bell if results is not None else None)

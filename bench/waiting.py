@@ -1,0 +1,135 @@
+"""A thousand runs that wait at once in one worker process, and ten thousand in two."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, LiteralString
+
+import psycopg
+from rich import box
+from rich.table import Table
+
+from bench.arena import Arena
+from bench.contestant import Stalled
+from bench.meter import MEGABYTE, Meter
+from bench.mill import TENANT, MillFleet, fleet_of
+
+LOOK_EVERY = 0.2
+# The workers', and the one of the producer.
+_CONNECTIONS = (
+    "select count(*) from pg_stat_activity"
+    " where datname = current_database() and application_name = 'threadmill'"
+)
+_OLDEST_BEAT = "select extract(epoch from max(clock_timestamp() - heartbeat_at))::float from workers"
+_STATUSES = "select status, count(*) from runs group by 1"
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """What came of so many runs of so many seconds each, all at once.
+
+    took: from the call of `enqueue_many` to the end of the last run. failed: not ended with success.
+    peak_mb: resident, of a process. connections: the most of all processes. late: the oldest heartbeat that
+    was seen, in seconds.
+    """
+
+    runs: int
+    processes: int
+    seconds: float
+    took: float
+    cpu_ms: float
+    peak_mb: float
+    connections: int
+    late: float
+    failed: int
+
+
+def measure(arena: Arena, runs: int, processes: int, seconds: float) -> Waiting:
+    """Raises Stalled."""
+    with fleet_of(arena, processes, concurrency=runs // processes) as (fleet, _):
+        ends = seconds + 300
+        with _watching(fleet) as seen, Meter(worker=fleet.workers) as meter:
+            requests = [
+                {
+                    "graph": "waiting",
+                    "input": {"seconds": seconds},
+                    "tenant": TENANT,
+                    "thread_id": f"waits-{number}",
+                }
+                for number in range(runs)
+            ]
+            began = time.perf_counter()
+            for start in range(0, runs, 1_000):
+                fleet.producer.enqueue_many(requests[start : start + 1_000])
+            with psycopg.connect(fleet.saver_url, autocommit=True) as connection:
+                while {"pending", "running"} & set(statuses := _statuses(connection)):
+                    if time.perf_counter() - began > ends:
+                        raise Stalled(f"after {ends:g} s: {statuses}")
+                    time.sleep(0.05)
+            took = time.perf_counter() - began
+        return Waiting(
+            runs=runs,
+            processes=processes,
+            seconds=seconds,
+            took=took,
+            cpu_ms=sum(meter.cpu.values()) / runs * 1e3,
+            peak_mb=meter.peak_rss / MEGABYTE / processes,
+            connections=seen.connections,
+            late=seen.late,
+            failed=runs - statuses.get("success", 0),
+        )
+
+
+@dataclass
+class _Seen:
+    connections: int = 0
+    late: float = 0
+
+
+@contextmanager
+def _watching(fleet: MillFleet) -> Iterator[_Seen]:
+    """Looks at the connections and the heartbeats until it is left."""
+    seen, over = _Seen(), threading.Event()
+
+    def look() -> None:
+        with psycopg.connect(fleet.saver_url, autocommit=True) as connection:
+            while not over.wait(LOOK_EVERY):
+                seen.connections = max(seen.connections, _one(connection, _CONNECTIONS) - 1)
+                seen.late = max(seen.late, _one(connection, _OLDEST_BEAT) or 0)
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        over.set()
+        thread.join()
+
+
+def _statuses(connection: psycopg.Connection[Any]) -> dict[str, int]:
+    return dict(connection.execute(_STATUSES).fetchall())
+
+
+def _one(connection: psycopg.Connection[Any], query: LiteralString) -> Any:
+    row = connection.execute(query).fetchone()
+    return None if row is None else row[0]
+
+
+def table(found: list[Waiting]) -> Table:
+    """A row for each."""
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for column in (
+        "runs", "processes", "s each", "all done, s", "worker CPU ms a run", "peak MB a process",
+        "connections", "oldest beat, s", "failed",
+    ):  # fmt: skip
+        made.add_column(column, justify="right")
+    for one in found:
+        made.add_row(
+            f"{one.runs:,}", str(one.processes), f"{one.seconds:g}", f"{one.took:.1f}", f"{one.cpu_ms:.1f}",
+            f"{one.peak_mb:.0f}", str(one.connections), f"{one.late:.1f}", str(one.failed),
+        )  # fmt: skip
+    return made

@@ -273,7 +273,7 @@ def test_a_backlog_is_rung_for_up_to_a_bound(
     monkeypatch.setattr(sweeper_module, "MAX_WAITING_BELLS", 10)
     admin.execute(
         "insert into workers (id, host, pid, queues, concurrency, versions)"
-        " values (gen_random_uuid(), 'h', 1, '{}', 100, '{}')"
+        " select gen_random_uuid(), 'h', 1, '{}', 100, '{}' from generate_series(1, 20)"
     )
     enqueue(40)
     lose_bells()

@@ -309,6 +309,10 @@ def test_a_deep_lane_costs_a_sweep_no_more_than_a_glance(
 ) -> None:
     sweep = compiled(ring())
     with connect(settings) as connection, connection.transaction(force_rollback=True):
+        connection.execute(  # so many that the bells of a tenant suffice for all that it has
+            "insert into workers (id, host, pid, queues, concurrency, versions)"
+            " select gen_random_uuid(), 'h', 1, '{}', 100, '{}' from generate_series(1, 100)"
+        )
         rung = connection.execute(sweep.sql, sweep.bind({**LOOK, "limit": 1000})).fetchall()
 
     assert len(rung) == 101  # one of each pending thread, and the head of the deep one

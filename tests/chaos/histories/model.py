@@ -222,7 +222,9 @@ class Model:
         """
         tenant = wave[0].lane[0]
         of_tenant = [run for run in self.runs.values() if run.lane[0] == tenant]
-        left = len(self.workers) - sum(run.status == "pending" and run.rung is not None for run in of_tenant)
+        left = self._bells_at_once() - sum(
+            run.status == "pending" and run.rung is not None for run in of_tenant
+        )
         waiting = {
             run.graph for run in of_tenant if self.is_next(run) and run.due <= self.now and run.rung is None
         }
@@ -533,7 +535,12 @@ class Model:
         slots = CONCURRENCY * len(self.workers)
         share = max(slots / len(tenants), 1) if tenants else 1
         rung = Counter(r.lane[0] for r in self.runs.values() if r.status == "pending" and r.rung is not None)
-        return {tenant: math.ceil(share - self.running(tenant) - rung[tenant]) for tenant in tenants}
+        most = self._bells_at_once()
+        return {t: math.ceil(min(share - self.running(t), most) - rung[t]) for t in tenants}
+
+    def _bells_at_once(self) -> int:
+        """As many of one tenant as wake every worker."""
+        return max(1, len(self.workers))
 
     def replay(self, run_id: UUID) -> Outcome:
         letter, run = self.letters[run_id], self.runs[run_id]

@@ -160,12 +160,14 @@ _PICK_MANY = f"""
 _RING = f"""
     with recursive {_shut(_NO_TRIAL_LEFT)},
     {_PAIRS},
-    fleet as materialized (select coalesce(sum(concurrency), 0) as slots from {SCHEMA}.workers),
+    fleet as materialized (
+        select coalesce(sum(concurrency), 0) as slots, greatest(count(*), 1) as workers from {SCHEMA}.workers
+    ),
     running as materialized (
         select tenant, count(*) as number from {SCHEMA}.runs where status = 'running' group by tenant
     ),
     standing as materialized (
-        select tenant, coalesce(running.number, 0) as running, limits.max_running,
+        select tenant, coalesce(running.number, 0) as running, limits.max_running, fleet.workers,
             fleet.slots * coalesce(limits.weight, 1) / sum(coalesce(limits.weight, 1)) over () as share
         from (select tenant from pair union select tenant from running) as active
         left join running using (tenant)
@@ -173,10 +175,13 @@ _RING = f"""
         cross join fleet
         where coalesce(limits.paused, false) is false and not {_AHEAD}
     ),
+    -- No more than wake every worker: who is awake takes what else there is.
     wanted as materialized (
         select standing.tenant, ceil(least(
-            greatest(standing.share, 1), coalesce(standing.max_running, greatest(standing.share, 1))
-        ) - standing.running - rung.number)::int as number
+            greatest(standing.share, 1) - standing.running,
+            standing.max_running - standing.running,
+            standing.workers
+        ) - rung.number)::int as number
         from standing cross join lateral (
             select count(*) as number from {SCHEMA}.runs as run
             where run.tenant = standing.tenant and run.status = 'pending' and run.dispatched_at is not null

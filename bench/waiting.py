@@ -25,6 +25,7 @@ _CONNECTIONS = (
     " where datname = current_database() and application_name = 'threadmill'"
 )
 _OLDEST_BEAT = "select extract(epoch from max(clock_timestamp() - heartbeat_at))::float from workers"
+_AT_ONCE = "select count(*) from runs where status = 'running'"
 _STATUSES = "select status, count(*) from runs group by 1"
 
 
@@ -33,13 +34,14 @@ class Waiting:
     """What came of so many runs of so many seconds each, all at once.
 
     took: from the call of `enqueue_many` to the end of the last run. failed: not ended with success.
-    peak_mb: resident, of a process. connections: the most of all processes. late: the oldest heartbeat that
-    was seen, in seconds.
+    at_once: the most that were running. peak_mb: resident, of a process. connections: the most of all
+    processes. late: the oldest heartbeat that was seen, in seconds.
     """
 
     runs: int
     processes: int
     seconds: float
+    at_once: int
     took: float
     cpu_ms: float
     peak_mb: float
@@ -75,6 +77,7 @@ def measure(arena: Arena, runs: int, processes: int, seconds: float) -> Waiting:
             runs=runs,
             processes=processes,
             seconds=seconds,
+            at_once=seen.at_once,
             took=took,
             cpu_ms=sum(meter.cpu.values()) / runs * 1e3,
             peak_mb=meter.peak_rss / MEGABYTE / processes,
@@ -86,6 +89,7 @@ def measure(arena: Arena, runs: int, processes: int, seconds: float) -> Waiting:
 
 @dataclass
 class _Seen:
+    at_once: int = 0
     connections: int = 0
     late: float = 0
 
@@ -99,6 +103,7 @@ def _watching(fleet: MillFleet) -> Iterator[_Seen]:
         with psycopg.connect(fleet.saver_url, autocommit=True) as connection:
             while not over.wait(LOOK_EVERY):
                 seen.connections = max(seen.connections, _one(connection, _CONNECTIONS) - 1)
+                seen.at_once = max(seen.at_once, _one(connection, _AT_ONCE))
                 seen.late = max(seen.late, _one(connection, _OLDEST_BEAT) or 0)
 
     thread = threading.Thread(target=look, daemon=True)
@@ -123,13 +128,14 @@ def table(found: list[Waiting]) -> Table:
     """A row for each."""
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     for column in (
-        "runs", "processes", "s each", "all done, s", "worker CPU ms a run", "peak MB a process",
+        "runs", "processes", "s each", "at once", "all done, s", "worker CPU ms a run", "peak MB a process",
         "connections", "oldest beat, s", "failed",
     ):  # fmt: skip
         made.add_column(column, justify="right")
     for one in found:
         made.add_row(
-            f"{one.runs:,}", str(one.processes), f"{one.seconds:g}", f"{one.took:.1f}", f"{one.cpu_ms:.1f}",
-            f"{one.peak_mb:.0f}", str(one.connections), f"{one.late:.1f}", str(one.failed),
+            f"{one.runs:,}", str(one.processes), f"{one.seconds:g}", f"{one.at_once:,}", f"{one.took:.1f}",
+            f"{one.cpu_ms:.1f}", f"{one.peak_mb:.0f}", str(one.connections), f"{one.late:.1f}",
+            str(one.failed),
         )  # fmt: skip
     return made

@@ -33,7 +33,7 @@ class Settings(BaseSettings):
 
     queue: str = Field(default="threadmill", min_length=1, description="the Celery queue of the doorbells")
     concurrency: int = Field(default=100, ge=1, description="runs at once in one worker process")
-    pool_size: int = Field(default=10, ge=2, description="Postgres connections of one process")
+    pool_size: int = Field(default=8, ge=2, description="Postgres connections of one process")
 
     max_input_bytes: int = Field(default=4 * 1024 * 1024, ge=1)
     max_output_bytes: int = Field(default=1024 * 1024, ge=1)

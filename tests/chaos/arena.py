@@ -20,6 +20,7 @@ from tests.chaos.proxy import Proxies, Proxy
 from tests.chaos.servers import Postgres, Redis
 
 from threadmill.core import migrate
+from threadmill.core.policy import History
 from threadmill.core.settings import Settings
 from threadmill.producers import Producer
 from threadmill.workers.tables import upgrade_langgraph_tables
@@ -59,8 +60,11 @@ class Arena:
 
 
 @contextmanager
-def arena(folder: Path, workers: int, nap: float, **overrides: Any) -> Iterator[Arena]:
-    """An arena with a fleet that is ready to be started. overrides: of the settings."""
+def arena(
+    folder: Path, workers: int, nap: float, history: History = "full", **overrides: Any
+) -> Iterator[Arena]:
+    """An arena with a fleet that is ready to be started. history: the graph's policy.
+    overrides: of the settings."""
     with ExitStack() as stack:
         # That bells cannot be rung is what the attack is about, and no news.
         stack.enter_context(structlog.testing.capture_logs())
@@ -74,7 +78,7 @@ def arena(folder: Path, workers: int, nap: float, **overrides: Any) -> Iterator[
         proxies = Proxies()
         stack.callback(proxies.close)
         ours = proxies.to(redis.socket)
-        settings = _settings(folder, postgres, ours, overrides)
+        settings = _settings(folder, postgres, ours, history, overrides)
         migrate.upgrade(settings)
         upgrade_langgraph_tables(settings)
         with psycopg.connect(postgres.url, autocommit=True) as connection:
@@ -85,10 +89,14 @@ def arena(folder: Path, workers: int, nap: float, **overrides: Any) -> Iterator[
         yield Arena(settings, postgres, redis, ours, fleet)
 
 
-def _settings(folder: Path, postgres: Postgres, ours: Proxy, overrides: dict[str, Any]) -> Settings:
+def _settings(
+    folder: Path, postgres: Postgres, ours: Proxy, history: History, overrides: dict[str, Any]
+) -> Settings:
     shutil.copy(SERVED, folder / "graphs.py")
     graphs_file = folder / "langgraph.json"
-    graphs_file.write_text(json.dumps({"graphs": {"ledger": "./graphs.py:ledger"}, "dependencies": ["."]}))
+    served = {"graphs": {"ledger": "./graphs.py:ledger"}, "dependencies": ["."]}
+    policies = {"graphs": {"ledger": {"history": history}}}
+    graphs_file.write_text(json.dumps({**served, "threadmill": policies}))
     return Settings(
         database_url=postgres.url,
         broker_url=f"redis://127.0.0.1:{ours.port}/0",

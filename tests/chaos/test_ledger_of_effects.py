@@ -14,6 +14,8 @@ from tests.chaos.load import Load
 from tests.chaos.report import as_json, figures, late, table
 from tests.chaos.verdict import judge, told
 
+from threadmill.core.policy import History
+
 # The short form has no time to wait for the default lease.
 IMPATIENT = {"heartbeat_interval": 0.5, "heartbeat_timeout": 3.0}
 # Nor workers enough for another SIGTERM, which the calm before the storm has already.
@@ -22,9 +24,11 @@ EACH_ONCE = tuple(kind for kind in Kind if kind is not Kind.TERM)
 
 @pytest.mark.chaos
 def test_no_fault_costs_a_run_an_order_or_a_message(form: Form, tmp_path: Path) -> None:
-    print(f"\n--chaos-seed={form.seed} in {tmp_path}")
+    history: History = "durable" if form.seed % 2 else "full"
+    print(f"\n--chaos-seed={form.seed} (history {history}) in {tmp_path}")
     settings: dict[str, Any] = {} if form.long else IMPATIENT
-    with arena(tmp_path, workers=4 if form.long else 3, nap=1.5 if form.long else 0.6, **settings) as place:
+    workers, nap = (4, 1.5) if form.long else (3, 0.6)
+    with arena(tmp_path, workers, nap, history, **settings) as place:
         lease = place.settings.heartbeat_timeout
         place.fleet.start()
         calm = prelude(form.seed, 8, lease) if form.long else prelude(form.seed, 1, lease)[:3]

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Durability = Literal["sync", "async", "exit"]
+History = Literal["full", "durable"]
 OnDeadLetter = Literal["skip", "hold"]
 
 DAY = 86_400
@@ -18,6 +19,9 @@ class GraphPolicy(BaseModel):
     Times are in seconds.
 
     durability: when LangGraph saves a checkpoint (its own three words).
+    history: which checkpoints are kept (full: all), of those that are saved in one transaction only the last
+        (durable). An attempt goes on from the same place with either; what is missing are steps to look at,
+        or to go back to.
     max_attempts: how many attempts may fail before the run is a dead letter.
     retry_delay, retry_delay_max: before an attempt that failed is followed by another: exponential with
         full jitter, from the one to the other.
@@ -47,6 +51,7 @@ class GraphPolicy(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     durability: Durability = "async"
+    history: History = "full"
     max_attempts: int = Field(default=3, ge=1, le=100)
     retry_delay: float = Field(default=1, ge=0, le=DAY)
     retry_delay_max: float = Field(default=60, ge=0, le=DAY)

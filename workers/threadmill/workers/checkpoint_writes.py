@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 from functools import lru_cache
 from typing import Any
@@ -197,6 +197,36 @@ class TaskWrites:
 
 
 Write = CheckpointWrite | TaskWrites
+
+# Where a checkpoint holds what a DeltaChannel has come to since its last snapshot, in LangGraph's metadata.
+_DELTA = "counters_since_delta_snapshot"
+
+
+def condensed(writes: Sequence[Write]) -> list[Write]:
+    """Those of one transaction without the checkpoints that another of them supersedes.
+
+    All become durable at once or not at all, so nobody could have gone on from a superseded one. The last
+    takes over its predecessor's parent, and those blobs that it uses too. Left as they are where a subgraph's
+    checkpoints hang upon one of them, and where state stands in several (a DeltaChannel's).
+    """
+    checkpoints = [write for write in writes if isinstance(write, CheckpointWrite)]
+    if any(write.namespace for write in writes) or any(_DELTA in write.metadata for write in checkpoints):
+        return list(writes)
+    superseded: dict[str, CheckpointWrite] = {}
+    kept: dict[str, CheckpointWrite] = {}
+    for write in checkpoints:
+        before = kept.pop(write.parent_id, None) if write.parent_id is not None else None
+        if before is not None:
+            superseded[before.checkpoint_id] = before
+            versions = write.checkpoint["channel_versions"]
+            used = [blob for blob in before.blobs if versions.get(blob[2]) == blob[3]]
+            write = replace(write, parent_id=before.parent_id, blobs=[*used, *write.blobs])
+        kept[write.checkpoint_id] = write
+    return [
+        kept[write.checkpoint_id] if isinstance(write, CheckpointWrite) else write
+        for write in writes
+        if write.checkpoint_id not in superseded
+    ]
 
 
 def statements(binding: Binding, writes: Sequence[Write], *, bound: bool = False) -> list[Step]:

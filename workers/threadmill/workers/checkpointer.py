@@ -30,6 +30,7 @@ from psycopg.rows import DictRow, dict_row
 
 from threadmill.core.errors import ForeignThread
 from threadmill.core.keys import thread_key
+from threadmill.core.policy import History
 from threadmill.core.statement import Row, Step, compiled
 from threadmill.core.transitions import clear_base
 from threadmill.workers.checkpoint_writes import (
@@ -129,9 +130,11 @@ class BoundSaver(AsyncPostgresSaver):
         aside: Aside | None = None,
         *,
         background: bool = False,
+        history: History = "full",
         head: Head = UNREAD,
     ) -> None:
-        """head: the newest checkpoint of the lease's thread, where it is known."""
+        """history: which checkpoints are kept; see GraphPolicy. head: the newest checkpoint of the lease's
+        thread, where it is known."""
         super().__init__(pool, serde=STRICT)
         self._pool = pool
         self._tenant = tenant
@@ -140,7 +143,7 @@ class BoundSaver(AsyncPostgresSaver):
         self._pruning = False
         self._background = background
         self._binding = Binding(tenant, *(() if lease is None else (lease.run_id, lease.attempt)))
-        self._writes = WriteGroup(pool, self._binding, lease)
+        self._writes = WriteGroup(pool, self._binding, lease, history)
         self._taken: list[Write] = []
         self._head = [head] if head is not UNREAD and aside is None else []  # shared with LangGraph's copy
         self.progress = Progress()

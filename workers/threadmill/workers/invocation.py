@@ -58,6 +58,7 @@ class Invocation:
             attempt.lease,
             None if run["replay_mode"] == "resume" else _aside(run),
             background=self._durability != "sync",
+            history=policy.history,
             head=attempt.head,
         )
         self.config = configured(

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 
 import psycopg
 
+from threadmill.core.policy import History
 from threadmill.core.statement import Step, compiled
-from threadmill.workers.checkpoint_writes import Binding, Write, statements
+from threadmill.workers.checkpoint_writes import Binding, Write, condensed, statements
 from threadmill.workers.lease import Lease, Pool, lease_lost
 from threadmill.workers.patience import is_outage, patiently
 
@@ -25,7 +26,9 @@ Waiting = tuple[Write, "asyncio.Future[None] | None"]
 class WriteGroup:
     """Sends writes over one connection at a time, in the order in which they came."""
 
-    def __init__(self, pool: Pool, binding: Binding, lease: Lease | None) -> None:
+    def __init__(self, pool: Pool, binding: Binding, lease: Lease | None, history: History = "full") -> None:
+        """history: which checkpoints of a group are kept; see GraphPolicy."""
+        self._condenses = history == "durable"
         self._pool = pool
         self._binding = binding
         self._lease = lease
@@ -59,7 +62,7 @@ class WriteGroup:
         waiting, self._waiting = self._waiting, []
         await self.flush()
         self._raise_failure()
-        return [write for write, _ in waiting]
+        return self._kept(waiting)
 
     def _add(self, write: Write, done: asyncio.Future[None] | None) -> None:
         if self._lease is not None:
@@ -96,12 +99,14 @@ class WriteGroup:
             try:
                 await self._send(connection, group)
             except Exception:
-                # Where it was committed after all, it is written a second time, to the same effect.
+                # Where it was committed after all, it is written a second time, to the same effect: so what
+                # has been sent once must not be condensed with what came later.
+                self._condenses = False
                 self._waiting = [*(one for one in group if not _is_done(one)), *self._waiting]
                 raise
 
     async def _send(self, connection: psycopg.AsyncConnection[object], group: Sequence[Waiting]) -> None:
-        made = statements(self._binding, [write for write, _ in group])
+        made = statements(self._binding, self._kept(group))
         try:
             if len(made) == 1:
                 await _execute(connection, made[0])
@@ -123,6 +128,10 @@ class WriteGroup:
             for _, done in group:
                 if done is not None and not done.done():  # whoever waited may have been cancelled
                     done.set_result(None)
+
+    def _kept(self, group: Sequence[Waiting]) -> list[Write]:
+        writes = [write for write, _ in group]
+        return condensed(writes) if self._condenses else writes
 
     def _fail(self, group: Sequence[Waiting], error: BaseException) -> None:
         for _, done in group:

@@ -547,6 +547,10 @@ class Model:
         if letter.status not in ("waiting", "parked"):
             return Outcome("NotReplayable")
         letter.mode = "append" if self._has_moved(run) or self._was_overtaken(run) else "resume"
+        if letter.mode == "append":  # what it had given beside its base counts as not given
+            given = [t for t, w in self.writes.items() if (w.run_id, w.checkpoint) == (run_id, letter.base)]
+            for task in given:
+                del self.writes[task]
         letter.status, letter.due = "replaying", None
         letter.replays += 1
         run.status, run.due, run.deadline, run.rung, run.worker = "pending", self.now, None, None, None

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from bench import dead_letters, fairness, profiling, report
+from bench import dead_letters, fairness, growth, profiling, report
 from bench import waiting as runs_that_wait
 from bench.arena import arena
 from bench.child import ChildFailed
@@ -71,6 +71,15 @@ def fair(quick: QuickOption = False) -> None:
     with arena() as ground, out.status("fairness"):
         found = fairness.measure(ground, 5 if quick else 30, 2_000 if quick else fairness.FLOOD)
     out.print(fairness.table(found))
+
+
+@app.command("growth")
+def of_one_thread(quick: QuickOption = False) -> None:
+    """Measures what a turn costs on a thread that grows, with the stock saver and with Threadmill's."""
+    places = (20, 50) if quick else (10, 50, 200, 500)
+    with arena() as ground, out.status("growth") as status:
+        found = growth.measure(ground, places, status.update)
+    out.print(growth.table(found))
 
 
 @app.command()

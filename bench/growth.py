@@ -1,0 +1,145 @@
+"""One thread that grows: what a turn costs, and what it leaves in the database."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
+from psycopg.rows import dict_row
+from rich import box
+from rich.table import Table
+
+from bench.arena import STOCK, Arena
+from bench.growth_graph import noise, whole
+from bench.mill import TENANT, fleet_of
+from threadmill.core.models import SCHEMA
+
+STOCK_SAVER = "stock saver, list"
+# What Threadmill runs: each graph of bench/langgraph.json with the policy that stands there.
+GRAPHS = {
+    "Threadmill, list, history full": "whole",
+    "Threadmill, list, history durable": "whole_durable",
+    "Threadmill, DeltaChannel": "changes",
+}
+# A figure is the mean of so many turns around its place.
+AROUND = 10
+_TABLES = ("checkpoints", "checkpoint_blobs", "checkpoint_writes")
+
+Turn = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Growth:
+    """At so many turns: milliseconds and bytes of WAL for a turn, and bytes of the thread in the database."""
+
+    name: str
+    turns: int
+    ms: float
+    wal: float
+    size: int
+
+
+def measure(arena: Arena, places: Sequence[int], tell: Callable[[str], None]) -> list[Growth]:
+    """places: the numbers of turns at which is measured, growing."""
+    found: list[Growth] = []
+    tell(f"growth: {STOCK_SAVER}")
+    with _stock(arena) as (turn, connection):
+        found += _measured(STOCK_SAVER, turn, connection, "public", places)
+    for name, graph in GRAPHS.items():
+        tell(f"growth: {name}")
+        with (
+            fleet_of(arena, 1) as (fleet, _),
+            psycopg.connect(fleet.saver_url, autocommit=True) as connection,
+        ):
+
+            def turn(graph: str = graph, producer: Any = fleet.producer) -> None:
+                run = producer.enqueue(graph, _input(), tenant=TENANT, thread_id="grows")
+                assert producer.wait(run.id, tenant=TENANT, timeout=60).status == "success"
+
+            found += _measured(name, turn, connection, SCHEMA, places)
+    return found
+
+
+def _measured(
+    name: str, turn: Turn, connection: psycopg.Connection[Any], schema: str, places: Sequence[int]
+) -> Iterator[Growth]:
+    done = 0
+    for place in places:
+        while done < place - AROUND:
+            turn()
+            done += 1
+        began, lsn = time.perf_counter(), _lsn(connection)
+        for _ in range(AROUND):
+            turn()
+        done += AROUND
+        took, written = time.perf_counter() - began, _lsn(connection) - lsn
+        yield Growth(name, place, took / AROUND * 1e3, written / AROUND, _size(connection, schema))
+
+
+@contextmanager
+def _stock(arena: Arena) -> Iterator[tuple[Turn, psycopg.Connection[Any]]]:
+    """LangGraph by itself with its own saver, one turn after the other."""
+    with (
+        arena.fresh_database(STOCK) as url,
+        asyncio.Runner() as runner,
+        psycopg.connect(url, autocommit=True) as connection,
+    ):
+        saver = runner.run(_saver(url))
+        graph = whole.compile(checkpointer=saver)
+
+        def turn() -> None:
+            runner.run(_invoked(graph, {"configurable": {"thread_id": "grows"}}))
+
+        yield turn, connection
+        runner.run(saver.conn.close())
+
+
+async def _saver(url: str) -> AsyncPostgresSaver:
+    """As its own `from_conn_string` makes it."""
+    connection = await psycopg.AsyncConnection.connect(
+        url, autocommit=True, prepare_threshold=0, row_factory=dict_row
+    )
+    return AsyncPostgresSaver(connection)
+
+
+async def _invoked(graph: Any, config: Any) -> None:
+    await graph.ainvoke(_input(), config)
+
+
+def _input() -> Mapping[str, Any]:
+    return {"messages": [{"role": "user", "content": noise()}]}
+
+
+def _lsn(connection: psycopg.Connection[Any]) -> int:
+    row: Any = connection.execute("select pg_current_wal_insert_lsn() - '0/0'::pg_lsn").fetchone()
+    return int(row[0])
+
+
+def _size(connection: psycopg.Connection[Any], schema: str) -> int:
+    sizes = " + ".join(f"pg_total_relation_size('{schema}.{table}')" for table in _TABLES)
+    row: Any = connection.execute(f"select {sizes}".encode()).fetchone()
+    return int(row[0])
+
+
+def table(found: Sequence[Growth]) -> Table:
+    """A row for each, with its ratio to the stock saver's at the same place."""
+    stock = {one.turns: one for one in found if one.name == STOCK_SAVER}
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    made.add_column("one thread, 1 kB each way")
+    for column in ("turns", "ms a turn", "", "WAL kB a turn", "", "database MB", ""):
+        made.add_column(column, justify="right")
+    for one in found:
+        base = stock[one.turns]
+        made.add_row(
+            one.name, f"{one.turns:,}",
+            f"{one.ms:.1f}", f"{one.ms / base.ms:.2f}",
+            f"{one.wal / 1e3:,.0f}", f"{one.wal / base.wal:.3f}",
+            f"{one.size / 1e6:,.1f}", f"{one.size / base.size:.3f}",
+        )  # fmt: skip
+    return made

@@ -27,8 +27,9 @@ GRAPHS = {
     "Threadmill, list, history durable": "whole_durable",
     "Threadmill, DeltaChannel": "changes",
 }
-# A figure is the mean of so many turns around its place.
-AROUND = 10
+# A figure is the mean of so many turns before its place: as many as lie between two of a DeltaChannel's
+# snapshots, which hold the whole list.
+MEAN_OF = 50
 _TABLES = ("checkpoints", "checkpoint_blobs", "checkpoint_writes")
 
 Turn = Callable[[], None]
@@ -71,15 +72,15 @@ def _measured(
 ) -> Iterator[Growth]:
     done = 0
     for place in places:
-        while done < place - AROUND:
+        counted = min(place - done, MEAN_OF)
+        for _ in range(place - done - counted):
             turn()
-            done += 1
         began, lsn = time.perf_counter(), _lsn(connection)
-        for _ in range(AROUND):
+        for _ in range(counted):
             turn()
-        done += AROUND
         took, written = time.perf_counter() - began, _lsn(connection) - lsn
-        yield Growth(name, place, took / AROUND * 1e3, written / AROUND, _size(connection, schema))
+        done = place
+        yield Growth(name, place, took / counted * 1e3, written / counted, _size(connection, schema))
 
 
 @contextmanager

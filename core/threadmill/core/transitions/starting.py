@@ -140,7 +140,8 @@ _PICK_MANY = f"""
         from standing join pair using (tenant) cross join lateral (
             select run.id, run.tenant, run.thread_id, run.graph, run.rank from {SCHEMA}.runs as run
             where run.graph = pair.graph and run.tenant = pair.tenant and {_UNRUNG} and not {_ALONE}
-            order by run.rank limit :limit
+            -- Of many pairs a few each: their next look finds the others.
+            order by run.rank limit greatest({TRIES}, 2 * :limit / (select count(*) from pair))
         ) as ready
         where pair.graph = any(cast(:graphs as text[])) and pair.graph not in (select graph from shut)
         window of_tenant as (partition by standing.tenant order by ready.rank)

@@ -259,10 +259,11 @@ def test_the_first_question_is_open_again_when_its_answer_is_taken_back(
     succeed = worker.runtime._executor._succeed
     reached, go_on = threading.Event(), threading.Event()
 
-    async def late(*args: Any) -> None:
+    async def late(attempt: Any, invocation: Any, *rest: Any) -> None:
+        await invocation.saver.flush()  # what the graph has written so far is committed
         reached.set()
         await asyncio.to_thread(go_on.wait, 20)
-        await succeed(*args)
+        await succeed(attempt, invocation, *rest)
 
     worker.runtime._executor._succeed = late
     answer = worker.answer(run)

@@ -60,9 +60,9 @@ GRAPHS_FILE = {
 CATALOGUE_UP_FOR = 80
 CATALOGUE_OUTAGE = 6.0
 
-# Who is killed when so many runs are done, which is after the outage, and who takes its place.
+# One of these is killed when so many runs are done, which is after the outage; and who takes its place.
 KILLED_AT = 160
-VICTIM, SUCCESSOR = "worker-1", f"worker-{WORKERS + 1}"
+VICTIMS, SUCCESSOR = [f"worker-{number}" for number in range(1, WORKERS + 1)], f"worker-{WORKERS + 1}"
 
 # Seconds. A demo that is not done by then is judged as it stands.
 START_TIMEOUT = 40.0
@@ -116,7 +116,7 @@ def _play(home: Path, out: Console) -> list[Check]:
             f"After {CATALOGUE_UP_FOR} requests the catalogue that the answers need goes down for "
             f"{CATALOGUE_OUTAGE:g} s: runs are tried again, a breaker holds them back, and those that fail "
             f"for good become dead letters, which the replay worker brings back. After {KILLED_AT} runs "
-            f"{VICTIM} is killed, and the runs that it holds go on elsewhere when its lease has run out, "
+            f"a worker is killed, and the runs that it holds go on elsewhere when its lease has run out, "
             f"after {settings.heartbeat_timeout:g} s."
         )
         accident = _watch(fleet, database, catalogue, out)
@@ -206,7 +206,7 @@ def _watch(
             if progress.is_over or elapsed > RUN_TIMEOUT:
                 return accident
             if accident is None and progress.whole.done >= KILLED_AT:
-                accident = cause_accident(fleet, database, VICTIM, successor=SUCCESSOR)
+                accident = cause_accident(fleet, database, VICTIMS, successor=SUCCESSOR)
                 if accident is not None:
                     out.print(accident_view(accident, SUCCESSOR))
             time.sleep(LOOK_AGAIN_AFTER)

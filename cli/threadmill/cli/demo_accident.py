@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 from sqlalchemy import Integer, bindparam, func, literal_column, select
 
@@ -25,13 +26,29 @@ _HELD = (
     .order_by(_runs.c.id)
 )
 
+_BUSIEST = (
+    select(_workers.c.pid)
+    .join(_runs, _workers.c.id == _runs.c.worker_id)
+    .where(_runs.c.status == literal_column("'running'"))
+    .group_by(_workers.c.pid)
+    .order_by(func.count().desc())
+)
 
-def cause_accident(fleet: DemoFleet, database: Database, worker: str, *, successor: str) -> Accident | None:
-    """Kills the worker with SIGKILL and starts its successor; where it holds no run, None, and it lives on.
 
-    It is frozen first, so that it does not finish what it holds while it is looked at.
+def cause_accident(
+    fleet: DemoFleet, database: Database, workers: Sequence[str], *, successor: str
+) -> Accident | None:
+    """Kills the worker that holds the most runs with SIGKILL, and starts its successor.
+
+    It is frozen first, so that it does not finish what it holds while it is looked at. None where it holds no
+    run then; it lives on.
     """
-    pid = fleet.pid_of(worker)
+    names = {fleet.pid_of(worker): worker for worker in workers}
+    busiest = [row["pid"] for row in database.carry_out(_ask(Step(_BUSIEST, {}))) if row["pid"] in names]
+    if not busiest:
+        return None
+    pid = busiest[0]
+    worker = names[pid]
     fleet.freeze(worker)
     held = _look(database, pid)
     if not held:
@@ -45,9 +62,9 @@ def cause_accident(fleet: DemoFleet, database: Database, worker: str, *, success
 
 def _look(database: Database, pid: int) -> Rows:
     time.sleep(SETTLE)
-    return database.carry_out(_read(pid))
+    return database.carry_out(_ask(Step(_HELD, {"pid": pid})))
 
 
-def _read(pid: int) -> Plan[Rows]:
-    (rows,) = yield Batch([Step(_HELD, {"pid": pid})])
+def _ask(step: Step) -> Plan[Rows]:
+    (rows,) = yield Batch([step])
     return rows

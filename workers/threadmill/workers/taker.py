@@ -23,8 +23,10 @@ from threadmill.workers.claims import Claimed, Claims
 from threadmill.workers.patience import is_outage
 from threadmill.workers.slots import Slots
 
-# No more are taken in one look, so that the others get some.
-MAX_TAKEN = 50
+# No more are taken in one look, so that the others, who were woken at the same time, get some.
+MAX_TAKEN = 16
+# So many bells are lined up at once while there is no Redis.
+MAX_LINED_UP = 50
 # Two looks are so far apart at least, in seconds, but where the first has found all that it could take.
 REST = 0.02
 # Another worker may just have taken what stands ready, and be about to claim it.
@@ -111,7 +113,7 @@ class Taker:
 
     async def _ring(self) -> bool:
         """Lines up what the leader would ring for."""
-        rows = await self._database.carry_out(_rung({"limit": MAX_TAKEN, **self._after}))
+        rows = await self._database.carry_out(_rung({"limit": MAX_LINED_UP, **self._after}))
         self._after = going_on(rows[0])
         bells = bells_of(rows)
         for bell in bells:

@@ -120,8 +120,9 @@ def _claim(*which: ColumnElement[bool], patient: bool) -> Executable:
             attempt=RUNS.c.attempt + 1,
             worker_id=bindparam("worker_id", type_=UUID(as_uuid=True)),
             graph_version=cast(bindparam("versions", type_=Text), JSONB)[RUNS.c.graph].astext,
-            started_at=func.coalesce(RUNS.c.started_at, func.now()),
-            dispatched_at=func.now(),
+            # Not the transaction's time: it may have begun before that which ended the run before.
+            started_at=func.coalesce(RUNS.c.started_at, func.clock_timestamp()),
+            dispatched_at=func.clock_timestamp(),
         )
         .returning(
             RUNS.c.id,

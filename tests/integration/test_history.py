@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from threadmill.producers import Producer
+from threadmill.workers.write_group import WriteGroup
 
 GRAPHS = """
     import asyncio, operator
@@ -59,6 +61,20 @@ def say(worker: Any, producer: Producer) -> Callable[[str], None]:
     return say
 
 
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Postgres is so slow that all that an attempt writes goes out with its end."""
+    send = WriteGroup._send_next
+
+    async def late(group: WriteGroup) -> None:
+        while group._waiting:
+            await asyncio.sleep(0.001)
+        await send(group)
+
+    monkeypatch.setattr(WriteGroup, "_send_next", late)
+
+
+@pytest.mark.usefixtures("slow")
 def test_fewer_checkpoints_and_the_same_state(
     say: Callable[[str], None], producer: Producer, admin: Any
 ) -> None:
@@ -70,8 +86,7 @@ def test_fewer_checkpoints_and_the_same_state(
     counts = dict(
         admin.execute("select split_part(thread_id, ':', 2), count(*) from checkpoints group by 1").fetchall()
     )
-    assert counts["full"] == 3 * (len(NODES) + 2)
-    assert counts["durable"] < counts["full"] / 2
+    assert counts == {"full": 3 * (len(NODES) + 2), "durable": 3}
     # It is one chain, and nothing hangs upon what is not there.
     for query in (
         "select 1 from checkpoints c where thread_id = 'acme:durable' and parent_checkpoint_id is not null"

@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 import threading
+import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,8 +18,11 @@ from typing import Any
 import psycopg
 import pytest
 
+from threadmill.core.database import connect
 from threadmill.core.doorbell import Bell, Doorbell
 from threadmill.core.settings import Settings
+from threadmill.core.statement import Batch, Plan, Rows, Step, carry_out_within
+from threadmill.core.transitions import claim, lock_thread
 from threadmill.producers import Producer
 
 GRAPHS = """
@@ -308,3 +312,39 @@ def test_a_run_that_ends_while_the_next_is_enqueued_rings_for_it(
             assert producer.get(run.id, tenant="acme").status == "running", "its end must wait"
 
     assert producer.wait(following.id, tenant="acme", timeout=10).status == "success"
+
+
+def test_an_attempt_begins_after_the_run_before_has_ended_by_the_clock_too(
+    serve: Callable[..., None],
+    start_local: Callable[..., Any],
+    producer: Producer,
+    settings: Settings,
+    admin: Any,
+) -> None:
+    """Where the claim's transaction has begun earlier, as that of who looks for several runs may have."""
+    serve(GRAPHS, work={})
+    worker = start_local()
+    first, second = producer.enqueue_many([request("one"), request("two")])
+    with connect(settings) as connection:
+        connection.autocommit = False
+        connection.execute("select now()")
+        assert worker.answer(first).result(20) == "success"
+        claimed = {
+            "run_id": uuid.UUID(second.id),
+            "tenant": "acme",
+            "thread_id": "t",
+            "worker_id": worker.runtime.worker_id,
+            "versions": "{}",
+            "alone": False,
+        }
+
+        def claims() -> Plan[Rows]:
+            lock = Step(lock_thread(), {"tenant": "acme", "thread_id": "t"})
+            _, rows = yield Batch([lock, Step(claim(), claimed)])
+            return rows
+
+        assert len(carry_out_within(connection, claims())) == 1
+        connection.commit()
+
+    query = "select f.finished_at < s.started_at from runs f, runs s where f.id = %s and s.id = %s"
+    assert admin.execute(query, [first.id, second.id]).fetchone() == (True,)

@@ -355,6 +355,34 @@ def test_a_worker_stops_in_time_although_postgres_says_nothing(
     assert answer.cancelled() or answer.exception(0) is not None
 
 
+def test_a_signal_is_heard_while_the_worker_drains_whichever_thread_it_reaches(
+    start: Callable[..., Any], enqueue: Enqueue
+) -> None:
+    """Python handles signals in the main thread, and one that reaches it otherwise does not wake it."""
+    worker = start(drain_timeout=10)
+    answer = worker.answer(enqueue())
+    assert worker.graphs.started.wait(20)
+    draining = threading.Event()
+
+    def strike() -> None:
+        assert eventually(lambda: not worker.runtime._executor.accepts)
+        draining.wait(0.2)  # until the main thread waits for the end
+        signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, lambda *_: worker.graphs.gate.set())
+    thread = threading.Thread(target=strike)
+    thread.start()
+    try:
+        began = time.monotonic()
+        worker.runtime.drain()
+        assert time.monotonic() - began < 5
+    finally:
+        thread.join()
+        signal.signal(signal.SIGUSR1, before)
+        worker.graphs.gate.set()
+    assert isinstance(answer.exception(20), RunPostponed)
+
+
 # ---------------------------------------------------------------------------------------------------
 # What Postgres did not answer
 

@@ -7,7 +7,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -40,6 +40,8 @@ T = TypeVar("T")
 
 # How long what was cancelled at the end may take to notice, in seconds.
 LAST_WORDS = 2.0
+# So late, in seconds, a second signal is heard while a worker drains.
+SIGNALS_EVERY = 0.2
 # For so many seconds a slot goes from one run of a tenant to the next, which costs less than to choose whose
 # run is started; then it is anybody's. So shares that have come out wrong are right again after that time.
 TURN = 1.0
@@ -186,7 +188,12 @@ class Runtime:
 
     def drain(self) -> None:
         """Hands over every run at its next checkpoint; what takes longer than `drain_timeout` is fenced."""
-        self.submit(self._drain()).result()
+        draining = self.submit(self._drain())
+        # Python runs a signal's handler in the main thread, and does not wake it where another thread was
+        # reached, or where it was only about to wait: so it wakes by itself.
+        while not draining.done():
+            wait((draining,), timeout=SIGNALS_EVERY)
+        draining.result()
 
     def stop(self) -> None:
         """Stops everything; runs that are under way are abandoned, so drain first."""

@@ -18,6 +18,7 @@ from threadmill.core.keys import thread_key
 from threadmill.core.settings import Settings
 from threadmill.dlq import Desk
 from threadmill.producers import AsyncProducer, Producer, Run
+from threadmill.workers.checkpointer import BoundSaver
 
 GRAPHS = """
     import asyncio, operator, threading
@@ -142,14 +143,29 @@ def finish(worker: Any, enqueue: Callable[..., Run], producer: Producer) -> Call
 
 
 @pytest.fixture
-def hang(worker: Any, enqueue: Callable[..., Run]) -> Callable[..., Run]:
-    """Enqueues a run and executes it as far as the node that does not end."""
+def savers(monkeypatch: pytest.MonkeyPatch) -> list[BoundSaver]:
+    """Those of the attempts, in the order in which they began."""
+    made: list[BoundSaver] = []
+
+    class Recorded(BoundSaver):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            made.append(self)
+
+    monkeypatch.setattr("threadmill.workers.invocation.BoundSaver", Recorded)
+    return made
+
+
+@pytest.fixture
+def hang(worker: Any, enqueue: Callable[..., Run], savers: list[BoundSaver]) -> Callable[..., Run]:
+    """Enqueues a run and executes it as far as the node that does not end; all before it is committed."""
 
     def one(*args: Any, **options: Any) -> Run:
         run = enqueue(*args, **options)
         worker.graphs.started.clear()
         worker.answer(run)
         assert worker.graphs.started.wait(20)
+        worker.runtime.submit(savers[-1].flush()).result(20)
         return run
 
     return one

@@ -22,7 +22,7 @@ from threadmill.core.database import address
 from threadmill.core.settings import Settings
 
 FLOWER_READY = "flower.ready"
-EVENTS_TIMEOUT = 2.0
+EVENTS_TIMEOUT = 10.0
 # What a worker may need beyond its `drain_timeout`, in seconds: to give up what reached no checkpoint, to see
 # the process of its quarantine end, and to end itself.
 ENDING_TIMEOUT = 30.0

@@ -16,7 +16,7 @@ from kombu.entity import Queue
 from kombu.simple import SimpleQueue
 
 from threadmill.core.celery_app import create_celery_app
-from threadmill.core.doorbell import Bell
+from threadmill.core.doorbell import Bell, Doorbell
 from threadmill.core.settings import Settings
 from threadmill.graphs.source import module_name
 from threadmill.producers import Run
@@ -103,6 +103,24 @@ class NoTaker:
 
     def stop(self) -> None:
         pass
+
+
+@pytest.fixture
+def doorbell(settings: Settings) -> Iterator[Doorbell]:
+    doorbell = Doorbell(settings)
+    yield doorbell
+    doorbell.close()
+
+
+@pytest.fixture
+def lose_bells(doorbell: Doorbell, settings: Settings) -> Callable[[], None]:
+    """Empties the queue."""
+
+    def purge() -> None:
+        with doorbell._app.connection_for_write() as connection:
+            connection.default_channel.queue_purge(settings.queue)
+
+    return purge
 
 
 @pytest.fixture

@@ -34,24 +34,6 @@ HOLDERS = "select pid from pg_locks where locktype = 'advisory' and granted and 
 
 
 @pytest.fixture
-def doorbell(settings: Settings) -> Iterator[Doorbell]:
-    doorbell = Doorbell(settings)
-    yield doorbell
-    doorbell.close()
-
-
-@pytest.fixture
-def lose_bells(doorbell: Doorbell, settings: Settings) -> Callable[[], None]:
-    """Empties the queue."""
-
-    def purge() -> None:
-        with doorbell._app.connection_for_write() as connection:
-            connection.default_channel.queue_purge(settings.queue)
-
-    return purge
-
-
-@pytest.fixture
 def enqueue(
     serve: Callable[..., None], start_local: Callable[..., Any], producer: Producer
 ) -> Callable[..., list[Run]]:

@@ -9,26 +9,31 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 from tests.chaos.proxy import Proxies, Proxy
 from tests.chaos.servers import Redis
 from tests.conftest import WorkerProcess
 
 from threadmill.core.settings import Settings
+from threadmill.core.statement import Step
 from threadmill.producers import Producer, Run
+from threadmill.workers import claims
 from threadmill.workers.cancellations import AWAY_SECONDS
+from threadmill.workers.claims import Claimed, Claims
+from threadmill.workers.heads import UNREAD, Head
 from threadmill.workers.taker import Taker
 
 # A proxy that is stopped leaves the collecting of a connection's transport to Python.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 GRAPHS = """
-    import asyncio, threading
-    from typing import TypedDict
+    import asyncio, operator, threading
+    from typing import Annotated, TypedDict
     from langgraph.graph import StateGraph, START
 
     class State(TypedDict, total=False):
@@ -43,7 +48,11 @@ GRAPHS = """
             begun.release()
             assert await asyncio.to_thread(gate.wait, 20)
 
+    class Said(TypedDict):
+        said: Annotated[list[str], operator.add]
+
     work = StateGraph(State).add_node("work", work).add_edge(START, "work")
+    talk = StateGraph(Said).add_node("say", lambda state: {"said": ["said"]}).add_edge(START, "say")
 """
 Enqueue = Callable[..., Run]
 
@@ -76,7 +85,7 @@ def through(proxy: Proxy) -> dict[str, str]:
 
 @pytest.fixture
 def start(serve: Callable[..., None], start_local: Callable[..., Any]) -> Callable[..., Any]:
-    serve(GRAPHS, work={})
+    serve(GRAPHS, work={}, talk={})
     return functools.partial(start_local, takes=True)
 
 
@@ -174,6 +183,48 @@ def test_a_look_that_fails_is_not_the_last(
 
     finishes(producer, run)
     assert failed.is_set()
+
+
+@pytest.mark.parametrize("read", [True, False])
+def test_what_is_taken_together_goes_on_from_where_each_thread_stands(
+    start: Callable[..., Any], producer: Producer, monkeypatch: pytest.MonkeyPatch, read: bool
+) -> None:
+    """read: whether that can be read for all at once."""
+    heads: list[Head] = []
+    take, read_heads = Claims.take, claims.read_heads
+
+    async def taking(self: Claims, limit: int) -> list[Claimed]:
+        taken = await take(self, limit)
+        heads.extend(claimed.head for claimed in taken)
+        return taken
+
+    def reading(tenant: str, keys: Sequence[str]) -> list[Step]:
+        return read_heads(tenant, keys) if read else [Step(text("select 1 / 0"), {})]
+
+    monkeypatch.setattr(Claims, "take", taking)
+    monkeypatch.setattr(claims, "read_heads", reading)
+    threads = [(tenant, f"t{number}") for tenant in ("acme", "globex") for number in range(3)]
+    worker = start(concurrency=20)
+    for turn in range(2):
+        heads.clear()
+        runs = producer.enqueue_many(
+            {
+                "graph": "talk",
+                "input": {"said": [f"{tenant} {thread} {turn}"]},
+                "tenant": tenant,
+                "thread_id": thread,
+            }
+            for tenant, thread in threads
+        )
+        for run in runs:
+            assert producer.wait(run.id, tenant=run.tenant, timeout=20).status == "success"
+        assert any(head is not UNREAD for head in heads) == read
+        assert not read or any(head is None for head in heads) == (turn == 0)
+
+    for tenant, thread in threads:
+        said = [word for turn in range(2) for word in (f"{tenant} {thread} {turn}", "said")]
+        assert producer.state(tenant, thread).values == {"said": said}
+    worker.stop()
 
 
 # ---------------------------------------------------------------------------------------------------

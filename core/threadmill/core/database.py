@@ -210,6 +210,8 @@ class AsyncDatabase:
 
     async def pool(self) -> WatchedPool:
         """The pool itself, opened at first use. Raises DatabaseUnavailable or DatabaseNotMigrated."""
+        if self._pool is not None:
+            return self._pool
         async with self._opening:
             if self._pool is None:
                 try:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from enum import Enum, auto
 from typing import Any
+
+import structlog
 
 from threadmill.core.database import AsyncDatabase
 from threadmill.core.doorbell import Bell, bell_of
@@ -25,9 +28,11 @@ from threadmill.core.transitions import (
     unring,
 )
 from threadmill.workers.attempts import Attempts
-from threadmill.workers.heads import UNREAD, Head, read_head, read_taken_head
+from threadmill.workers.heads import UNREAD, Head, read_head, read_heads, read_taken_head
 from threadmill.workers.heartbeat import Heartbeat
 from threadmill.workers.patience import patiently
+
+_log = structlog.get_logger("threadmill.claims")
 
 
 class BellDropped(Exception):
@@ -111,7 +116,23 @@ class Claims:
         with self._attempts.claiming_some():
             (picked,), runs = await self._database.carry_out(_rows(steps))
             self._after = going_on(picked)
-            return [Claimed(self._attempts, run) for run in runs]
+            heads = await self._heads(runs)
+            return [Claimed(self._attempts, run, head) for run, head in zip(runs, heads, strict=True)]
+
+    async def _heads(self, runs: Rows) -> list[Head]:
+        """Where the threads of these runs, which are this process's by now, stand."""
+        keys = [thread_key(run["tenant"], run["thread_id"]) for run in runs]
+        of_tenant: dict[str, list[str]] = defaultdict(list)
+        for run, key in zip(runs, keys, strict=True):
+            of_tenant[run["tenant"]].append(key)
+        steps = [step for tenant, asked in of_tenant.items() for step in read_heads(tenant, asked)]
+        try:
+            results = await self._database.carry_out(_rows(steps)) if steps else []
+        except Exception as error:  # the runs are claimed: each attempt reads for itself
+            _log.warning("heads.unread", error=type(error).__name__, runs=len(runs))
+            return [UNREAD] * len(runs)
+        found = {row["thread_id"]: row for rows in results[1::2] for row in rows}
+        return [found.get(key) for key in keys]
 
     def next_steps(self, tenant: str, how: Next) -> list[Step]:
         """What goes on with the tenant's next run, in a transaction that is bound to the tenant."""

@@ -270,6 +270,36 @@ async def test_each_write_is_one_round_trip(pool: Pool, hold: Hold, tmp_path: Pa
     assert waits == ["Sync"] * 3
 
 
+async def test_what_goes_out_together_comes_to_the_same_as_one_after_the_other(
+    pool: Pool, hold: Hold
+) -> None:
+    """Values of all kinds, and places that are written twice."""
+    saver = BoundSaver(pool, "acme", hold(), background=True)
+    made = checkpoint(data=bytearray(b"ab"), raw=b"\0\xff", items=['ä"', None])
+    metadata = {"source": "loop", "step": 1}
+    written = await saver.aput(at("t"), made, metadata, made["channel_versions"])
+    await saver.aput_writes(written, [("items", ["first"]), ("items", ["second"])], "task")
+    await saver.aput_writes(written, [("items", ["again, and kept from it"])], "task")
+    await saver.aput_writes(written, [("__error__", "first"), ("__error__", "second")], "task")
+    await saver.aput_writes(written, [("__error__", "third")], "task")
+    await saver.aput(at("t"), made, {**metadata, "step": 2}, {})
+    await saver.flush()
+
+    found = await saver.aget_tuple(at("t"))
+    assert found is not None
+    assert found.checkpoint["channel_values"] == {
+        "data": bytearray(b"ab"),
+        "raw": b"\0\xff",
+        "items": ['ä"', None],
+    }
+    assert found.metadata["step"] == 2
+    assert sorted(found.pending_writes or []) == [
+        ("task", "__error__", "third"),
+        ("task", "items", ["first"]),
+        ("task", "items", ["second"]),
+    ]
+
+
 async def test_what_takes_a_run_away_waits_for_a_write_that_is_under_way(
     pool: Pool, hold: Hold, admin: Admin
 ) -> None:

@@ -47,7 +47,7 @@ from threadmill.producers.enqueue import enqueue
 from threadmill.producers.quotas import Quotas
 from threadmill.producers.request import check_request
 from threadmill.workers.burial import ENDED, Place, burial
-from threadmill.workers.checkpoint_writes import Binding, CheckpointWrite, TaskWrites
+from threadmill.workers.checkpoint_writes import Binding, CheckpointWrite, TaskWrites, Write, statements
 from threadmill.workers.ending import Retry, requeue_parameters
 from threadmill.workers.failure import Failure, describe
 from threadmill.workers.lease import FENCED
@@ -208,7 +208,7 @@ class WriteCheckpoint(OfGrip):
             metadata={"run_id": str(self.run_id), "attempt": self.attempt},
             blobs=[(key, "", "channel", self.checkpoint, "bytes", b"value")],
         )
-        return _write(connection, write.statement(Binding(self.lane[0], self.run_id, self.attempt)))
+        return _write(connection, write, Binding(self.lane[0], self.run_id, self.attempt))
 
     def apply(self, model: Model, seen: Outcome) -> Outcome:
         return model.write(self.run_id, self.attempt, self.checkpoint, self.parent)
@@ -224,13 +224,14 @@ class WritePending(OfGrip):
     def carry_out(self, connection: psycopg.Connection[Any], context: Context) -> Outcome:
         row = (thread_key(*self.lane), "", self.checkpoint, self.task, "", 0, "channel", "bytes", b"value")
         write = TaskWrites([row], replaces=False)
-        return _write(connection, write.statement(Binding(self.lane[0], self.run_id, self.attempt)))
+        return _write(connection, write, Binding(self.lane[0], self.run_id, self.attempt))
 
     def apply(self, model: Model, seen: Outcome) -> Outcome:
         return model.write_pending(self.run_id, self.attempt, self.task, self.checkpoint)
 
 
-def _write(connection: psycopg.Connection[Any], step: Step) -> Outcome:
+def _write(connection: psycopg.Connection[Any], write: Write, binding: Binding) -> Outcome:
+    (step,) = statements(binding, [write])
     try:
         connection.execute(compiled(step.statement).sql.encode(), step.parameters)
     except psycopg.Error as error:

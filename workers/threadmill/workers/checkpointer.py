@@ -337,12 +337,12 @@ class BoundSaver(AsyncPostgresSaver):
             (*place, NULL_TASK_ID, "", write.position, write.channel, *self.serde.dumps_typed(write.value))
             for write in writes
         ]
-        write = TaskWrites(rows, replaces=True).statement(self._binding) if rows else None
+        saved = statements(self._binding, [TaskWrites(rows, replaces=True)] if rows else [])
 
         async def send() -> None:
             async with bound_connection(self._pool, self._tenant, lease) as connection:
-                if write is not None:
-                    await connection.execute(compiled(write.statement).sql, write.parameters, binary=True)
+                for step in saved:
+                    await connection.execute(compiled(step.statement).sql, step.parameters)
                 await connection.execute(_PATCHED, {"run_id": lease.run_id})
 
         await patiently(send)

@@ -2,14 +2,16 @@
 
 LangGraph saves in the background, so several writes of an attempt are often due at once. Each would be a
 transaction; a group is one transaction in one round trip, as in a database's group commit: nothing is
-delayed to wait for company. What is still waiting when the attempt ends goes out with its end, in the same
-transaction (`take`). While Postgres is away, what waits goes on waiting.
+delayed to wait for company, but while two groups of the process are under way the others grow. What is still
+waiting when the attempt ends goes out with its end, in the same transaction (`take`). While Postgres is away,
+what waits goes on waiting.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from weakref import WeakKeyDictionary
 
 import psycopg
 
@@ -23,6 +25,13 @@ from threadmill.workers.patience import is_outage, patiently
 Waiting = tuple[Write, "asyncio.Future[None] | None"]
 
 
+# So many groups of a process are under way at once. More would be smaller ones, and a transaction costs more
+# than a write; and the pool's other connections are for claims and ends.
+AT_ONCE = 2
+
+_turns: WeakKeyDictionary[Pool, asyncio.Semaphore] = WeakKeyDictionary()
+
+
 class WriteGroup:
     """Sends writes over one connection at a time, in the order in which they came."""
 
@@ -30,10 +39,12 @@ class WriteGroup:
         """history: which checkpoints of a group are kept; see GraphPolicy."""
         self._condenses = history == "durable"
         self._pool = pool
+        self._turns = _turns.setdefault(pool, asyncio.Semaphore(AT_ONCE))
         self._binding = binding
         self._lease = lease
         self._waiting: list[Waiting] = []
         self._sender: asyncio.Task[None] | None = None
+        self._sending = False
         self._failure: Exception | None = None  # of a write for which nobody waits
 
     def put(self, write: Write) -> None:
@@ -60,6 +71,8 @@ class WriteGroup:
         Returns when nothing is under way any more. Raises why an earlier write could not be made.
         """
         waiting, self._waiting = self._waiting, []
+        if self._sender is not None and not self._sending:
+            self._sender.cancel()  # it waits for its turn, and has nothing left to send
         await self.flush()
         self._raise_failure()
         return self._kept(waiting)
@@ -92,18 +105,27 @@ class WriteGroup:
         """Sends all that waits by now. Raises Postgres' error if it is away; then everything still waits."""
         if self._lease is not None:
             self._lease.check("checkpoint")
-        async with self._pool.connection() as connection:
-            group, self._waiting = self._waiting, []
-            if not group:  # it was taken while this waited for a connection
-                return
+        async with self._turns:
+            self._sending = True
             try:
-                await self._send(connection, group)
-            except Exception:
-                # Where it was committed after all, it is written a second time, to the same effect: so what
-                # has been sent once must not be condensed with what came later.
-                self._condenses = False
-                self._waiting = [*(one for one in group if not _is_done(one)), *self._waiting]
-                raise
+                async with self._pool.connection() as connection:
+                    group, self._waiting = self._waiting, []
+                    if group:  # else it was taken while this waited for a connection
+                        await self._send_or_keep(connection, group)
+            finally:
+                self._sending = False
+
+    async def _send_or_keep(
+        self, connection: psycopg.AsyncConnection[object], group: Sequence[Waiting]
+    ) -> None:
+        try:
+            await self._send(connection, group)
+        except Exception:
+            # Where it was committed after all, it is written a second time, to the same effect: so what
+            # has been sent once must not be condensed with what came later.
+            self._condenses = False
+            self._waiting = [*(one for one in group if not _is_done(one)), *self._waiting]
+            raise
 
     async def _send(self, connection: psycopg.AsyncConnection[object], group: Sequence[Waiting]) -> None:
         made = statements(self._binding, self._kept(group))
@@ -152,4 +174,4 @@ def _is_done(waiting: Waiting) -> bool:
 
 
 async def _execute(connection: psycopg.AsyncConnection[object], step: Step) -> None:
-    await connection.execute(compiled(step.statement).sql, step.parameters, binary=True)
+    await connection.execute(compiled(step.statement).sql, step.parameters)

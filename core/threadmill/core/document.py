@@ -12,6 +12,9 @@ MAX_DEPTH = 200
 # The whole numbers of msgpack, in which LangGraph keeps a state.
 SMALLEST, LARGEST = -(2**63), 2**64 - 1
 
+# `json.dumps` with these options would make one each time.
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
 
 def to_json(field: str, value: Any, *, max_bytes: int | None = None) -> str:
     """The value as JSON text that Postgres and LangGraph both take. Raises InvalidInput.
@@ -21,7 +24,7 @@ def to_json(field: str, value: Any, *, max_bytes: int | None = None) -> str:
     `max_bytes` of UTF-8.
     """
     _check(field, "", value, 0)
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    text = _ENCODER.encode(value)
     if max_bytes is not None and len(text) * 4 > max_bytes:
         size = len(text.encode())
         if size > max_bytes:

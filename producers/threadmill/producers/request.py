@@ -33,6 +33,12 @@ CONFIG_KEYS = frozenset(
 COMMAND_KEYS = frozenset({"resume", "update", "goto"})
 MAX_PRIORITY = 100
 
+DURABILITIES = (None, *get_args(Durability))
+STRATEGIES = get_args(MultitaskStrategy)
+EFFECTS = (None, *get_args(OnDeadLetter))
+
+_ENCODER = json.JSONEncoder(ensure_ascii=False)
+
 
 class RunOptions(TypedDict, total=False):
     """The keyword arguments of `enqueue` that have a default."""
@@ -98,7 +104,7 @@ class RunRequest:
         }
         # The documents are JSON text already: they are set into the object, not encoded again.
         documents = "".join(f',"{name}":{text}' for name, text in self.documents.items())
-        return json.dumps(scalars, ensure_ascii=False)[:-1] + documents + "}"
+        return _ENCODER.encode(scalars)[:-1] + documents + "}"
 
 
 def check_request(
@@ -135,9 +141,9 @@ def check_request(
     for name, value in (("context", context), ("metadata", metadata)):
         if value is not None:
             _check_mapping(name, value)
-    _check_choice("durability", durability, (None, *get_args(Durability)))
-    _check_choice("multitask_strategy", multitask_strategy, get_args(MultitaskStrategy))
-    _check_choice("on_dead_letter", on_dead_letter, (None, *get_args(OnDeadLetter)))
+    _check_choice("durability", durability, DURABILITIES)
+    _check_choice("multitask_strategy", multitask_strategy, STRATEGIES)
+    _check_choice("on_dead_letter", on_dead_letter, EFFECTS)
     modes = _checked_modes(stream_mode)
     _check_number("priority", priority, -MAX_PRIORITY, MAX_PRIORITY)
     if max_attempts is not None:

@@ -42,7 +42,7 @@ from threadmill.workers.checkpoint_writes import (
     statements,
 )
 from threadmill.workers.heads import UNREAD, Head
-from threadmill.workers.lease import Lease, Pool, bound_connection, session_bound_connection
+from threadmill.workers.lease import Lease, Pool, bound_connection, bound_transaction
 from threadmill.workers.patience import patiently
 from threadmill.workers.state_patch import NULL_TASK_ID, PatchWrite
 from threadmill.workers.write_group import WriteGroup
@@ -153,7 +153,7 @@ class BoundSaver(AsyncPostgresSaver):
         # The stock saver serialises its callers on a lock of the instance, and takes it for reads too;
         # here each call has a connection of the pool to itself. `pipeline` marks the stock saver's writes.
         if self._pruning:
-            async with session_bound_connection(self._pool, self._tenant) as connection:
+            async with bound_transaction(self._pool, self._tenant) as connection:
                 yield connection.cursor(binary=True, row_factory=dict_row)
             return
         await self._writes.flush()

@@ -25,7 +25,6 @@ _log = structlog.get_logger("threadmill.lease")
 Pool = AsyncConnectionPool[psycopg.AsyncConnection[DictRow]]
 
 _BIND = f"select set_config('{TENANT_SETTING}', %s, true)"
-_BIND_SESSION = f"select set_config('{TENANT_SETTING}', %s, false)"
 _BIND_AND_FENCE = f"{_BIND}, {SCHEMA}.fence(%s, %s)"
 
 
@@ -106,13 +105,12 @@ async def _undo(connection: psycopg.AsyncConnection[DictRow]) -> None:
 
 
 @asynccontextmanager
-async def session_bound_connection(
-    pool: Pool, tenant: str
-) -> AsyncIterator[psycopg.AsyncConnection[DictRow]]:
-    """A connection that stays bound to the tenant over several transactions of the caller's."""
-    async with pool.connection() as connection:
-        await connection.execute(_BIND_SESSION, (tenant,))
-        try:
-            yield connection
-        finally:
-            await connection.execute(_BIND_SESSION, ("",))
+async def bound_transaction(pool: Pool, tenant: str) -> AsyncIterator[psycopg.AsyncConnection[DictRow]]:
+    """A connection in one transaction bound to the tenant; those that the caller opens in it are savepoints.
+
+    It is of the isolation that the stock saver's pruning asks for, which cannot be changed in a savepoint.
+    """
+    async with pool.connection() as connection, connection.transaction():
+        await connection.execute("set transaction isolation level repeatable read")
+        await connection.execute(_BIND, (tenant,))
+        yield connection

@@ -129,3 +129,27 @@ def test_a_torn_services_file_offers_nothing(tmp_path: Path, content: str) -> No
     (tmp_path / "services.json").write_text(content)
 
     assert running_services(tmp_path) == {}
+
+
+def test_what_needs_a_session_goes_past_the_pooler() -> None:
+    settings = Settings(
+        database_url="postgresql://app@pooler/app", database_pooler="transaction", session_database_url=OURS
+    )
+
+    past = settings.for_sessions()
+
+    assert (past.database_url, past.database_pooler) == (OURS, "none")
+    assert past.for_sessions() == past
+
+
+def test_without_a_pooler_there_is_one_way_to_the_database() -> None:
+    settings = Settings(database_url=OURS)
+
+    assert settings.for_sessions() is settings
+
+
+def test_behind_a_pooler_the_other_way_must_be_set() -> None:
+    settings = Settings(database_url=OURS, database_pooler="transaction")
+
+    with pytest.raises(SettingsInvalid, match="session_database_url"):
+        settings.for_sessions()

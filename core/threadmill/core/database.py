@@ -4,6 +4,9 @@ Every connection acts as the role `threadmill_fleet`, which owns no table and is
 row-level security binds it: it sees the whole ledger, and of LangGraph's tables only the rows of the
 tenant that its transaction is bound to. What is done for one tenant goes further down, to
 `threadmill_tenant`, which sees nothing of any other (see `transitions.bind_tenant`).
+
+Role, search path and what the planner may do are asked for on connecting. Through a pooler in transaction
+mode nothing can be: there they must be the defaults of the login, and that they are is looked at.
 """
 
 from __future__ import annotations
@@ -21,8 +24,9 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolTimeout
 
-from threadmill.core.errors import DatabaseNotMigrated, DatabaseUnavailable, SettingsInvalid
+from threadmill.core.errors import DatabaseNotMigrated, DatabaseUnavailable, PoolerInTheWay, SettingsInvalid
 from threadmill.core.models import SCHEMA
+from threadmill.core.pooler import AsyncPooledConnection, PooledConnection
 from threadmill.core.revision import REVISION, REVISION_TABLE
 from threadmill.core.settings import Settings
 from threadmill.core.statement import Plan, carry_out, carry_out_async
@@ -39,7 +43,16 @@ _NO_TABLES = (
     psycopg.errors.InvalidSchemaName,
     psycopg.errors.InsufficientPrivilege,
 )
-_READ_REVISION = f"select version_num from {SCHEMA}.{REVISION_TABLE}"  # noqa: S608 - constants
+_READ_REVISION = f"""
+    select session_user as login, current_database() as database, current_user = '{FLEET_ROLE}' as role,
+        current_schema() is not distinct from '{SCHEMA}' as search_path,
+        current_setting('enable_seqscan') = 'off' as enable_seqscan, version_num
+    from {SCHEMA}.{REVISION_TABLE}
+"""  # noqa: S608 - constants
+# What each session must have, by its name in the row above.
+_SESSION = {"role": FLEET_ROLE, "search_path": f"{SCHEMA}, public", "enable_seqscan": "off"}
+_DECLARE = "set THREADMILL_DATABASE_POOLER=transaction"
+_UNPREPARED = (psycopg.errors.InvalidSqlStatementName, psycopg.errors.DuplicatePreparedStatement)
 
 
 def address(url: str) -> str:
@@ -51,14 +64,9 @@ def address(url: str) -> str:
 def connection_info(settings: Settings, *, role: str | None = FLEET_ROLE) -> str:
     """The libpq connection string of these settings; `role=None` stays the role that logs in (the owner)."""
     url = _libpq_url(settings.database_url)
-    # Every statement has its index. While the tables are small the planner would rather read them whole, and
-    # a prepared statement keeps that plan as they grow.
-    options = [conninfo_to_dict(url).get("options"), f"-c search_path={SCHEMA},public -c enable_seqscan=off"]
-    if role:
-        options.append(f"-c role={role}")
     return make_conninfo(
         url,
-        options=" ".join(str(option) for option in options if option),
+        options=_options(conninfo_to_dict(url).get("options"), settings, role),
         application_name="threadmill",
         connect_timeout=max(2, round(settings.connect_timeout)),  # libpq takes no less than 2 s
         # A server that is gone without a word is noticed within seconds, busy or idle.
@@ -67,6 +75,18 @@ def connection_info(settings: Settings, *, role: str | None = FLEET_ROLE) -> str
         keepalives_count=3,
         tcp_user_timeout=round(settings.heartbeat_timeout * 1000),
     )
+
+
+def _options(given: Any, settings: Settings, role: str | None) -> str:
+    """What is asked for on connecting; given: by the URL."""
+    asked = [str(given)] if given else []
+    if settings.database_pooler == "transaction":
+        return " ".join(asked)
+    # Every statement has its index. While the tables are small the planner would rather read them whole, and
+    # a prepared statement keeps that plan as they grow.
+    asked.append(f"-c search_path={SCHEMA},public -c enable_seqscan=off")
+    # The login's default may be the fleet's role. The URL may ask for the owner's, so its word counts.
+    return " ".join([*asked, f"-c role={role}"] if role else ["-c role=none", *asked])
 
 
 def _libpq_url(url: str) -> str:
@@ -88,9 +108,25 @@ def connect(settings: Settings, *, role: str | None = FLEET_ROLE) -> psycopg.Con
     Raises DatabaseUnavailable and, where the role is not there yet, DatabaseNotMigrated.
     """
     try:
-        return psycopg.connect(connection_info(settings, role=role), autocommit=True, row_factory=dict_row)
+        return _connection_class(settings).connect(
+            connection_info(settings, role=role), **_keywords(settings)
+        )
     except psycopg.OperationalError as error:
         raise _named(error, settings) from error
+
+
+def _connection_class(settings: Settings) -> type[psycopg.Connection[DictRow]]:
+    return psycopg.Connection[DictRow] if settings.database_pooler == "none" else PooledConnection
+
+
+def _async_connection_class(settings: Settings) -> type[psycopg.AsyncConnection[DictRow]]:
+    return psycopg.AsyncConnection[DictRow] if settings.database_pooler == "none" else AsyncPooledConnection
+
+
+def _keywords(settings: Settings) -> dict[str, Any]:
+    """Of psycopg's connect. Behind a pooler nothing is prepared, as the next transaction is elsewhere."""
+    prepare = {} if settings.database_pooler == "none" else {"prepare_threshold": None}
+    return {"autocommit": True, "row_factory": dict_row, **prepare}
 
 
 def _named(error: Exception, settings: Settings) -> Exception:
@@ -101,12 +137,23 @@ def _named(error: Exception, settings: Settings) -> Exception:
     where = address(settings.database_url)
     if f'role "{FLEET_ROLE}" does not exist' in str(error) or '"role"' in reason:
         return DatabaseNotMigrated(where, None, REVISION)
+    if "unsupported startup parameter" in reason:
+        return PoolerInTheWay(where, reason, _DECLARE)
     return DatabaseUnavailable(where, reason)
+
+
+@contextmanager
+def _prepared(settings: Settings) -> Iterator[None]:
+    """Names what goes wrong behind a pooler that the settings do not speak of."""
+    try:
+        yield
+    except _UNPREPARED as error:
+        raise PoolerInTheWay(address(settings.database_url), str(error), _DECLARE) from error
 
 
 def _pool_options(settings: Settings) -> dict[str, Any]:
     return {
-        "kwargs": {"autocommit": True, "row_factory": dict_row, "prepare_threshold": 0},
+        "kwargs": {"prepare_threshold": 0, **_keywords(settings)},
         "min_size": 1,
         "max_size": settings.pool_size,
         "timeout": settings.connect_timeout,
@@ -131,7 +178,9 @@ class Database:
                 with connect(self._settings) as connection:
                     check_revision(connection, self._settings)
                 pool: ConnectionPool[psycopg.Connection[DictRow]] = ConnectionPool(
-                    connection_info(self._settings), **_pool_options(self._settings)
+                    connection_info(self._settings),
+                    connection_class=_connection_class(self._settings),
+                    **_pool_options(self._settings),
                 )
                 pool.open()
                 self._pool = pool
@@ -146,7 +195,8 @@ class Database:
         except PoolTimeout as error:
             raise _named(error, self._settings) from error
         try:
-            yield connection
+            with _prepared(self._settings):
+                yield connection
         except psycopg.OperationalError as error:
             if connection.broken:
                 raise _named(error, self._settings) from error
@@ -215,14 +265,18 @@ class AsyncDatabase:
         async with self._opening:
             if self._pool is None:
                 try:
-                    connection = await psycopg.AsyncConnection.connect(
-                        connection_info(self._settings), autocommit=True, row_factory=dict_row
+                    connection = await _async_connection_class(self._settings).connect(
+                        connection_info(self._settings), **_keywords(self._settings)
                     )
                 except psycopg.OperationalError as error:
                     raise _named(error, self._settings) from error
                 async with connection:
                     await check_revision_async(connection, self._settings)
-                pool = WatchedPool(connection_info(self._settings), **_pool_options(self._settings))
+                pool = WatchedPool(
+                    connection_info(self._settings),
+                    connection_class=_async_connection_class(self._settings),
+                    **_pool_options(self._settings),
+                )
                 await pool.open()
                 self._pool = pool
             return self._pool
@@ -236,7 +290,8 @@ class AsyncDatabase:
         except PoolTimeout as error:
             raise _named(error, self._settings) from error
         try:
-            yield connection
+            with _prepared(self._settings):
+                yield connection
         except psycopg.OperationalError as error:
             if connection.broken:
                 raise _named(error, self._settings) from error
@@ -261,7 +316,10 @@ class AsyncDatabase:
 
 
 def check_revision(connection: psycopg.Connection[Any], settings: Settings) -> None:
-    """Raises DatabaseNotMigrated unless the tables are of the revision that this code was written for."""
+    """Raises DatabaseNotMigrated unless the tables are of the revision that this code was written for.
+
+    And PoolerInTheWay where the fleet's connection is not as it was asked for.
+    """
     try:
         row = connection.execute(_READ_REVISION).fetchone()
     except _NO_TABLES:
@@ -282,3 +340,15 @@ def _judge_revision(row: Any, settings: Settings) -> None:
     found = row["version_num"] if row else None
     if found != REVISION:
         raise DatabaseNotMigrated(address(settings.database_url), found, REVISION)
+    _judge_session(row, settings)
+
+
+def _judge_session(row: Any, settings: Settings) -> None:
+    """Without its role a connection may do what its login may, and row-level security may not bind it."""
+    if not (missing := {name: value for name, value in _SESSION.items() if not row[name]}):
+        return
+    login = f"""alter role "{row["login"]}" in database "{row["database"]}" set"""
+    remedy = "; ".join(f"{login} {name} = {value}" for name, value in missing.items())
+    declare = "" if settings.database_pooler == "transaction" else f"{_DECLARE}, and "
+    reason = f"its sessions have not {' and '.join(f'{name} {value}' for name, value in missing.items())}"
+    raise PoolerInTheWay(address(settings.database_url), reason, f"{declare}once, `{remedy}`, then reconnect")

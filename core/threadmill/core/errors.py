@@ -42,6 +42,7 @@
         ├── ServicesNotFound          no URL is set and no `threadmill dev` runs in this folder
         ├── DatabaseUnavailable       Postgres does not answer
         ├── DatabaseNotMigrated       Postgres answers, and its tables are missing or of another version
+        ├── PoolerInTheWay            a pooler before Postgres keeps from connections what they need
         ├── BrokerUnavailable         the broker does not answer
         ├── DependencyUnavailable     the breaker of a dependency that a node calls is open
         └── EmbeddedServiceFailed     an embedded Postgres or Redis did not start
@@ -510,6 +511,17 @@ class DatabaseNotMigrated(Unavailable):
         return (
             f"the database at {self.address} {found}, expected {self.expected}; run `threadmill db upgrade`"
         )
+
+
+class PoolerInTheWay(Unavailable):
+    """A pooler before Postgres keeps from connections what they need. remedy: what to do."""
+
+    def __init__(self, address: str, reason: str, remedy: str) -> None:
+        super().__init__(address, reason, remedy)
+        self.address, self.reason, self.remedy = address, reason, remedy
+
+    def __str__(self) -> str:
+        return f"the pooler at {self.address} is in the way: {self.reason}; {self.remedy}"
 
 
 class BrokerUnavailable(Unavailable):

@@ -36,6 +36,7 @@ def owner_connection(settings: Settings) -> Iterator[Connection]:
 
     Raises DatabaseUnavailable, and MigrationFailed for what goes wrong inside.
     """
+    settings = settings.for_sessions()
 
     def creator() -> object:
         connection = connect(settings, role=None)

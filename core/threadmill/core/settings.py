@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -28,6 +28,12 @@ class Settings(BaseSettings):
 
     folder: Path = Field(default=Path(".threadmill"), description="where embedded services keep their data")
     database_url: str = Field(default="", description="postgresql://user:password@host:port/database")
+    database_pooler: Literal["none", "transaction"] = Field(
+        default="none", description="transaction: database_url leads through a pooler in transaction mode"
+    )
+    session_database_url: str = Field(
+        default="", description="the same database where a session lasts; empty: database_url"
+    )
     broker_url: str = Field(default="", description="redis://host:port/0, or another URL that Celery takes")
     graphs_file: Path = Field(default=Path("langgraph.json"), description="what the workers serve")
 
@@ -95,6 +101,28 @@ class Settings(BaseSettings):
                     f"heartbeat_timeout {self.heartbeat_timeout:g} s"
                 ]
             )
+
+    def for_sessions(self) -> Settings:
+        """These settings for what needs a session that lasts: leases, the leader, notifications, migrations.
+
+        Raises SettingsInvalid where database_url leads through a pooler, and no other is set.
+        """
+        if self.session_database_url:
+            return self.model_copy(
+                update={
+                    "database_url": self.session_database_url,
+                    "session_database_url": "",
+                    "database_pooler": "none",
+                }
+            )
+        if self.database_pooler == "none":
+            return self
+        raise SettingsInvalid(
+            [
+                "session_database_url: is needed here, as database_pooler is transaction: "
+                "the URL of the same database past the pooler"
+            ]
+        )
 
     def located(self) -> Settings:
         """These settings with both service URLs filled in.

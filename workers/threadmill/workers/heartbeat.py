@@ -5,6 +5,9 @@ believes in its lease no longer than the leader does: when it could not beat for
 it was frozen or cut off from Postgres, it stops what it runs before it does anything else; and when its beat
 is refused, because it was struck off meanwhile, it goes on under a new id.
 
+It goes the way that the leader goes, past a pooler: where that is away, or has no session to lend, the leader
+would strike off everybody.
+
 With each beat it compares what it runs with what it holds in the ledger, in both directions: what was taken
 from it (cancelled, say, while Redis was away) it stops, and what it holds without knowing, because Postgres
 went away before it answered a claim, it gives back.
@@ -214,7 +217,7 @@ class Heartbeat:
 
     def _connect(self) -> psycopg.Connection[DictRow]:
         if self._connection is None:
-            self._connection = connect(self._settings)
+            self._connection = connect(self._settings.for_sessions())
         return self._connection
 
     def _break_off(self) -> None:

@@ -104,7 +104,7 @@ class Sweeper:
     def _work(self) -> None:
         while not self._stopping.is_set():
             try:
-                with connect(self._settings) as connection:
+                with connect(self._settings.for_sessions()) as connection:
                     self._connection = connection
                     self._answered_since = time.monotonic()
                     self._lead(connection)

@@ -52,7 +52,7 @@ def upgrade_langgraph_tables(settings: Settings) -> None:
 
 async def _upgrade(settings: Settings) -> None:
     async with await psycopg.AsyncConnection.connect(
-        connection_info(settings, role=None), autocommit=True, row_factory=dict_row
+        connection_info(settings.for_sessions(), role=None), autocommit=True, row_factory=dict_row
     ) as connection:
         await _take_turns(connection)
         await AsyncPostgresSaver(connection).setup()

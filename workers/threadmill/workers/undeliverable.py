@@ -158,7 +158,7 @@ class UndeliverableMessages:
     def _write(self, batch: dict[uuid.UUID, tuple[Undeliverable, int]]) -> bool:
         """Whether it was written. All or nothing, so that what is tried again is not counted twice."""
         try:
-            with connect(self._settings) as connection:
+            with connect(self._settings.for_sessions()) as connection:
                 connection.execute(f"set statement_timeout = {round(LAST_WORDS * 1000)}")
                 carry_out(connection, _records(batch))
         except (ThreadmillError, psycopg.Error) as error:

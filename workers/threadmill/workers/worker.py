@@ -117,5 +117,6 @@ def _take_signals(worker: Any) -> None:
 def _check_surroundings(settings: Settings) -> None:
     """Raises by name what Celery would otherwise log as an unrecoverable error of its pool."""
     Registry.read(settings.graphs_file)
-    with connect(settings) as connection:
-        check_revision(connection, settings)
+    for each in (settings, settings.for_sessions()):
+        with connect(each) as connection:
+            check_revision(connection, each)

@@ -13,7 +13,10 @@ import psycopg
 import pytest
 from sqlalchemy import text
 from tests.acceptance.pgbouncer import SIZE, Pooler, pgbouncer
+from tests.conftest import with_database
 
+from threadmill.cli.checkup import Checkup
+from threadmill.cli.finding import Finding
 from threadmill.core.database import AsyncDatabase, Database, connect
 from threadmill.core.errors import PoolerInTheWay, SettingsInvalid
 from threadmill.core.settings import Settings
@@ -264,3 +267,46 @@ async def test_pruning_leaves_no_tenant_in_a_session(pooler: Pooler) -> None:
     await database.close()
 
     assert [session["tenant"] or "" for session in pooler.sessions()] == [""] * SIZE
+
+
+def look(settings: Settings) -> dict[str, Finding]:
+    return {finding.name: finding for finding in Checkup(settings, embedded=False).findings()}
+
+
+def test_the_doctor_is_content_with_a_pooler_that_is_declared(pooler: Pooler) -> None:
+    found = look(pooler.through)
+
+    checked = ("database", "roles", "migrations", "pooler", "clock", "breakers", "quarantine", "dead letters")
+    assert [(name, found[name].status) for name in checked] == [(name, "ok") for name in checked]
+
+
+def test_the_doctor_finds_what_is_wrong_with_a_pooler(
+    pooler: Pooler, settings: Settings, admin: psycopg.Connection[Any]
+) -> None:
+    def with_sessions_at(url: str) -> Finding:
+        return look(pooler.through.model_copy(update={"session_database_url": url}))["pooler"]
+
+    unset = with_sessions_at("")
+    itself = with_sessions_at(pooler.through.database_url)
+    elsewhere = with_sessions_at(with_database(settings.database_url, "postgres"))
+    nowhere = with_sessions_at("postgresql://nobody@127.0.0.1:1/none")
+
+    assert unset.status == "warn"
+    assert "past the pooler" in unset.detail
+    assert [finding.status for finding in (itself, elsewhere, nowhere)] == ["fail"] * 3
+    assert "another database" in elsewhere.detail
+    assert "does not answer" in nowhere.detail
+
+
+def test_the_doctor_notices_a_pooler_that_is_not_declared(
+    settings: Settings, admin: psycopg.Connection[Any], tmp_path: Path
+) -> None:
+    with pgbouncer(settings, admin, tmp_path) as pooler:
+        refused = look(pooler.through.model_copy(update={"database_pooler": "none"}))
+    with pgbouncer(settings, admin, tmp_path, "ignore_startup_parameters = options") as pooler:
+        ignored = look(pooler.through.model_copy(update={"database_pooler": "none"}))
+
+    assert refused["database"].status == "fail"
+    assert "THREADMILL_DATABASE_POOLER" in str(refused["database"].advice)
+    assert ignored["pooler"].status == "fail"
+    assert "transaction mode" in ignored["pooler"].detail

@@ -19,8 +19,15 @@ from threadmill.cli.fleet_checks import (
     find_quarantine,
     find_workers,
 )
+from threadmill.cli.pooler_check import find_pooler
 from threadmill.core.database import FLEET_ROLE, TENANT_ROLE, address, check_revision, connect
-from threadmill.core.errors import BrokerUnavailable, DatabaseNotMigrated, SettingsInvalid, Unavailable
+from threadmill.core.errors import (
+    BrokerUnavailable,
+    DatabaseNotMigrated,
+    PoolerInTheWay,
+    SettingsInvalid,
+    Unavailable,
+)
 from threadmill.core.models import SCHEMA
 from threadmill.core.notice import connect_redis
 from threadmill.core.revision import REVISION
@@ -51,6 +58,8 @@ class Checkup:
             missing = "the database does not answer"
             try:
                 login = stack.enter_context(connect(self._settings, role=None))
+            except PoolerInTheWay as error:
+                yield _in_the_way("database", error)
             except Unavailable as error:
                 yield Finding("database", "fail", str(error), "start it, or mend THREADMILL_DATABASE_URL")
             else:
@@ -63,11 +72,16 @@ class Checkup:
             except DatabaseNotMigrated as error:
                 fleet, missing = None, "the database is not migrated"
                 yield Finding("migrations", "fail", _stand(error), _UPGRADE)
+            except PoolerInTheWay as error:
+                fleet, missing = None, "the pooler is in the way"
+                yield _in_the_way("migrations", error)
             except Unavailable:
                 missing = f"the login may not act as {FLEET_ROLE}"
                 yield _unchecked("migrations", missing)
             else:
                 yield _checked("migrations", _migrations, fleet)
+            if login and (pooler := find_pooler(self._settings)):
+                yield pooler
             broker = self._broker()
             yield broker
             yield self._eviction_policy(answers=broker.status == "ok")
@@ -192,6 +206,10 @@ class Checkup:
                 "set maxmemory-policy to noeviction, in redis.conf or by `config set`",
             )
         return Finding(name, "ok", "maxmemory-policy is noeviction")
+
+
+def _in_the_way(name: str, error: PoolerInTheWay) -> Finding:
+    return Finding(name, "fail", f"the pooler at {error.address} is in the way: {error.reason}", error.remedy)
 
 
 def _stand(error: DatabaseNotMigrated) -> str:

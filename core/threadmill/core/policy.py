@@ -44,6 +44,8 @@ class GraphPolicy(BaseModel):
     hold_timeout: how long they wait at the most; None until the dead letter is closed.
     checkpoint_ttl: how long after its end a run's checkpoints are kept, a thread's latest apart, which are
         always; 0 keeps only these, None keeps all.
+    keep_checkpoints: how many checkpoints of a thread are kept when a run on it succeeds, the newest; None
+        keeps all. With checkpoint_ttl too, each of them removes what it would by itself.
     output: which keys of the graph's output are kept in the ledger: "all", "none", or a list of keys.
     recursion_limit: LangGraph's limit of supersteps for one run.
     """
@@ -67,6 +69,7 @@ class GraphPolicy(BaseModel):
     on_dead_letter: OnDeadLetter = "skip"
     hold_timeout: float | None = Field(default=None, gt=0, le=365 * DAY)
     checkpoint_ttl: float | None = Field(default=None, ge=0)
+    keep_checkpoints: int | None = Field(default=None, ge=1)
     output: Literal["all", "none"] | tuple[str, ...] = "all"
     recursion_limit: int = Field(default=25, ge=1)
 

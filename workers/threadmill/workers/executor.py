@@ -22,6 +22,7 @@ from sqlalchemy.dialects.postgresql import UUID
 from threadmill.core.database import AsyncDatabase
 from threadmill.core.doorbell import Bell, next_bell
 from threadmill.core.errors import GraphError, LeaseLost, RunTimeout
+from threadmill.core.keys import thread_key
 from threadmill.core.models import Run, table_of
 from threadmill.core.policy import GraphPolicy
 from threadmill.core.settings import Settings
@@ -31,6 +32,7 @@ from threadmill.core.transitions import (
     count_fenced,
     end_trial,
     join_breaker,
+    keep_newest,
     lock_and_bind,
     lock_thread,
     requeue,
@@ -290,7 +292,7 @@ class Executor:
         }
         writes = await invocation.saver.take_writes()
         try:
-            await self._finish_and_go_on(attempt, Step(succeed(), parameters), writes)
+            await self._finish_and_go_on(attempt, Step(succeed(), parameters), writes, policy)
         except psycopg.Error:
             if writes:  # one of them may be refused for what it holds, and the others not
                 await invocation.saver.write_taken()
@@ -443,7 +445,9 @@ class Executor:
         lock = Step(lock_thread(), {"tenant": run["tenant"], "thread_id": run["thread_id"]})
         await self._end(attempt, status, [lock, _of(run, end)], 1, *more)
 
-    async def _finish_and_go_on(self, attempt: Attempt, end: Step, writes: Sequence[Step]) -> None:
+    async def _finish_and_go_on(
+        self, attempt: Attempt, end: Step, writes: Sequence[Step], policy: GraphPolicy
+    ) -> None:
         """Ends the attempt with success and goes on with the tenant's next run, all in one round trip.
 
         writes: what the graph has written and is not yet saved. Raises LeaseLost.
@@ -451,12 +455,15 @@ class Executor:
         run, how = attempt.run, self._what_next(attempt.since)
         # The lane first, as whoever takes the run away holds it too before the run's row.
         lock = Step(lock_and_bind(), {"tenant": run["tenant"], "thread_id": run["thread_id"]})
-        steps = [lock, *writes, _of(run, end), *self._claims.next_steps(run["tenant"], how)]
-        ended_at = len(writes) + 1
+        ending = [lock, *writes, _of(run, end)]
+        # Before the claim, which reads the newest checkpoint of what it claims.
+        pruning = _pruning(run, policy)
+        steps = [*ending, *pruning, *self._claims.next_steps(run["tenant"], how)]
+        ended_at, next_at = len(ending) - 1, len(ending) + len(pruning)
         with self._attempts.claiming_some():
             results, tries = await self._send(steps)
             if results is not None:
-                attempt.following, bell = self._claims.following(how, results[ended_at + 1 :], attempt.since)
+                attempt.following, bell = self._claims.following(how, results[next_at:], attempt.since)
         if results is None or not results[ended_at]:
             await self._check_committed(attempt, "success", tries)
         self._herald.announce(run["id"], bell if results is not None else None)
@@ -518,6 +525,15 @@ class Executor:
 def _of(run: Row, end: Step) -> Step:
     """The step that ends the run, for the attempt that has it."""
     return Step(end.statement, {**end.parameters, "run_id": run["id"], "attempt": run["attempt"]})
+
+
+def _pruning(run: Row, policy: GraphPolicy) -> list[Step]:
+    """What keeps the run's thread short, after the step that ends the run."""
+    if policy.keep_checkpoints is None:
+        return []
+    where = {"tenant": run["tenant"], "thread_id": run["thread_id"]}
+    parameters = {**where, "key": thread_key(**where), "keep": policy.keep_checkpoints}
+    return [_of(run, Step(keep_newest(), parameters))]
 
 
 def _rows(steps: list[Step]) -> Plan[list[Rows]]:

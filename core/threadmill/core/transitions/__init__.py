@@ -87,6 +87,7 @@ from threadmill.core.transitions.jobs import (
     stop_job,
 )
 from threadmill.core.transitions.lane import lock_and_bind, lock_thread
+from threadmill.core.transitions.pruning import keep_newest, prune_thread
 from threadmill.core.transitions.replaying import (
     announce_new_version,
     auto_mode,
@@ -110,7 +111,6 @@ from threadmill.core.transitions.retention import (
     hold_groups,
     hold_thread,
     note_pruned,
-    prune_thread,
     pruned_graphs,
     remove_groups,
     remove_letters,
@@ -194,6 +194,7 @@ __all__ = [
     "hold_thread",
     "insert_runs",
     "join_breaker",
+    "keep_newest",
     "known_to_import",
     "lanes_held_too_long",
     "lease_groups",

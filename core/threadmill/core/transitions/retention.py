@@ -1,4 +1,4 @@
-"""What the leader removes when its time is over: outputs, dead letters, runs, checkpoints."""
+"""What the leader removes when its time is over: outputs, dead letters, runs; and which threads it prunes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,6 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.sql import Executable
 
 from threadmill.core.models import SCHEMA
-from threadmill.core.transitions.rollback import IS_LIVE, LIVE, REMOVAL
 from threadmill.core.transitions.terms import (
     GRAPHS,
     GROUPS,
@@ -239,105 +238,3 @@ def hold_thread() -> Executable:
         .where(THREADS.c.tenant == bindparam("tenant"), THREADS.c.thread_id == bindparam("thread_id"))
         .with_for_update(nowait=True)
     )
-
-
-# A thread with an unfinished run or an open dead letter is left alone, and so is one whose state stands in
-# its older checkpoints too: a DeltaChannel's, or pending sends as LangGraph kept them before version 4.
-# A subgraph call's namespace holds a colon and goes with the root checkpoint from which the call started.
-# A subgraph with a checkpointer of its own outlives its calls, and is kept like the root.
-# Needed are the newest that is live, from which the next run goes on (where the thread's last run has failed
-# for good it is not the newest of all), and what a dead letter, discarded but not yet removed, stands upon:
-# it can be restored.
-_PRUNE = f"""
-    with own as materialized (
-        select id, status, graph, finished_at from {SCHEMA}.runs
-        where tenant = :tenant and thread_id = :thread_id
-    ),
-    policy as materialized (
-        select case when count(*) = 0 then cast(:ttl as double precision)
-            when bool_and(ttl is not null) then max(ttl) end as ttl
-        from (
-            select (
-                select (policy ->> 'checkpoint_ttl')::float from {SCHEMA}.graphs where name = own.graph
-            ) as ttl
-            from own
-        ) as of_run
-    ),
-    idle as materialized (
-        select ttl from policy
-        where ttl is not null
-            and not exists (select from own where status in ('pending', 'running'))
-            and not exists (
-                select from own join {SCHEMA}.dead_letters as letter on letter.run_id = own.id
-                where own.status in ('error', 'timeout')
-                    and letter.status not in ('resolved', 'discarded')
-            )
-            and not exists (
-                select from {SCHEMA}.checkpoints where thread_id = :key and (
-                    metadata ? 'counters_since_delta_snapshot' or (checkpoint ->> 'v')::int < 4
-                )
-            )
-    ),
-    recent as materialized (
-        select own.id::text as name from own, idle
-        where own.finished_at > now() - make_interval(secs => idle.ttl)
-    ),
-    {LIVE},
-    needed as materialized (
-        select checkpoint_ns, max(checkpoint_id) as checkpoint_id from {SCHEMA}.checkpoints, live
-        where checkpoints.thread_id = :key and exists (select from idle) and {IS_LIVE}
-        group by checkpoint_ns
-        union all
-        select checkpoint_ns, max(checkpoint_id) from {SCHEMA}.checkpoints
-        where thread_id = :key and exists (select from idle)
-            and checkpoint_ns <> '' and position(':' in checkpoint_ns) = 0
-        group by checkpoint_ns
-        union all
-        select '', unnest(array[letter.base_checkpoint_id, letter.checkpoint_id])
-        from own join {SCHEMA}.dead_letters as letter on letter.run_id = own.id
-        where own.status in ('error', 'timeout', 'interrupted') and letter.status = 'discarded'
-    ),
-    old as materialized (
-        select checkpoint_ns, checkpoint_id from {SCHEMA}.checkpoints
-        where thread_id = :key and exists (select from idle) and position(':' in checkpoint_ns) = 0
-            and (checkpoint_ns, checkpoint_id) not in (
-                select checkpoint_ns, checkpoint_id from needed where checkpoint_id is not null
-            )
-            and (metadata ->> 'run_id' in (select name from recent)) is not true
-    ),
-    old_calls as materialized (
-        select distinct checkpoint_ns from {SCHEMA}.checkpoints
-        where thread_id = :key and exists (select from old) and position(':' in checkpoint_ns) > 0
-            and (metadata -> 'parents' ->> '' in (
-                select checkpoint_id from old where checkpoint_ns = ''
-            )) is true
-    ),
-    gone as materialized (
-        select checkpoint_ns, checkpoint_id from old
-        union all
-        select checkpoint_ns, checkpoint_id from {SCHEMA}.checkpoints
-        where thread_id = :key and exists (select from old_calls)
-            and (checkpoint_ns in (select checkpoint_ns from old_calls)) is true
-    ),
-    {REMOVAL},
-    orphaned as (
-        update {SCHEMA}.checkpoints set parent_checkpoint_id = null
-        where thread_id = :key and exists (select from gone)
-            and ((checkpoint_ns, parent_checkpoint_id) in (
-                select checkpoint_ns, checkpoint_id from gone
-            )) is true
-            and (checkpoint_ns, checkpoint_id) not in (select checkpoint_ns, checkpoint_id from gone)
-    )
-    select count(*) as pruned from gone
-"""  # noqa: S608 - the schema's name is a constant
-
-
-@cache
-def prune_thread() -> Executable:
-    """Removes a thread's checkpoints but the latest live ones and those of runs that finished lately.
-
-    What is lately its graph's policy says; of several graphs' the most patient one, and where one of them
-    keeps all, all is kept. After `bind_retention` and `hold_thread`. Returns `pruned`, how many.
-    Parameters: tenant, thread_id, key (the thread key), ttl (where no run of the thread is left).
-    """
-    return text(_PRUNE)

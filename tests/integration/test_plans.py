@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
+from psycopg import sql
 from psycopg.types.json import Jsonb
 from sqlalchemy.sql import Executable
 
@@ -15,6 +16,7 @@ from threadmill.core.settings import Settings
 from threadmill.core.statement import compiled
 from threadmill.core.transitions import (
     bind_tenant,
+    borrow_tenant,
     bury,
     cancel,
     claim,
@@ -333,3 +335,47 @@ def test_a_deep_lane_costs_a_sweep_no_more_than_a_glance(
 
     assert len(rung) == 101  # one of each pending thread, and the head of the deep one
     assert [row["thread_id"] for row in rung].count("deep") == 1
+
+
+@pytest.mark.usefixtures("explain")
+def test_keeping_a_thread_short_reads_what_is_the_threads_own(settings: Settings) -> None:
+    """By the generic plan, as a connection has it prepared."""
+    where = {"tenant": "t2", "thread_id": "th2", "key": "t2:th2"}
+    parameters = {**where, "run_id": uuid.UUID(int=25_002), "attempt": 1, "keep": 2}
+    bind = compiled(borrow_tenant())
+    query = compiled(keep_newest()).sql.replace("%%", "%")
+    for number, name in enumerate(parameters, start=1):
+        query = query.replace(f"%({name})s", f"${number}")
+    values = sql.SQL(", ").join(map(sql.Literal, parameters.values()))
+    with connect(settings) as connection, connection.transaction(force_rollback=True):
+        connection.execute(bind.sql, bind.bind({"tenant": "t2"}))
+        connection.execute(
+            "update runs set finished_at = now(), attempt = 1 where id = %s", (parameters["run_id"],)
+        )
+        connection.execute("set local plan_cache_mode = force_generic_plan")
+        connection.execute(f"prepare keep as {query}".encode())
+        row: Any = connection.execute(
+            sql.SQL("explain (analyze, format json) execute keep({})").format(values)
+        ).fetchone()
+        left: Any = connection.execute(
+            "select count(*) as number from checkpoints where thread_id = 't2:th2'"
+        ).fetchone()
+
+    assert left["number"] == 2
+    most = {"checkpoints": 10, "checkpoint_writes": 10, "checkpoint_blobs": 10, "runs": 2, "dead_letters": 1}
+    for node in scans(row["QUERY PLAN"][0]["Plan"]):
+        table = node["Relation Name"]
+        assert node["Node Type"] != "Seq Scan" or table not in LARGE, node
+        if table in most:
+            removed = sum(number for key, number in node.items() if key.startswith("Rows Removed by"))
+            # What a nested loop looks up by its key it looks up once for each row that goes.
+            read = node["Actual Rows"] + removed
+            assert read <= most[table], node
+            assert node["Actual Loops"] <= 10, node
+
+
+def scans(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    if "Relation Name" in plan and "Scan" in plan["Node Type"] and plan["Actual Loops"]:
+        yield plan
+    for part in plan.get("Plans", []):
+        yield from scans(part)

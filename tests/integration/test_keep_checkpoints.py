@@ -15,10 +15,11 @@ from threadmill.core.settings import Settings
 from threadmill.core.transitions import keep_newest, pruning
 from threadmill.dlq import Desk
 from threadmill.producers import Producer, Run
+from threadmill.workers import executor
 from threadmill.workers.retention import Retention
 
 GRAPHS = """
-    import operator
+    import operator, threading
     from typing import Annotated, TypedDict
     from langgraph.channels import DeltaChannel
     from langgraph.graph import StateGraph, START, add_messages
@@ -28,7 +29,7 @@ GRAPHS = """
     class State(TypedDict):
         texts: Annotated[list[str], operator.add]
 
-    broken = []
+    broken, entered, go_on = [], threading.Event(), threading.Event()
 
     def say(state):
         return {"texts": ["said"]}
@@ -41,9 +42,14 @@ GRAPHS = """
     def ask(state):
         return {"texts": [interrupt("sure?")]}
 
+    def wait(state):
+        entered.set()
+        assert go_on.wait(20)
+        return {"texts": ["waited"]}
+
     def build(*names):
         graph = StateGraph(State)
-        nodes = {"say": say, "hum": hum, "ask": ask}
+        nodes = {"say": say, "hum": hum, "ask": ask, "wait": wait}
         previous = START
         for name in names:
             graph.add_node(name, nodes[name])
@@ -52,6 +58,7 @@ GRAPHS = """
         return graph
 
     one = three = full = build("say", "hum")
+    asking = build("ask", "wait")
 
     class Known(State):
         facts: list[str]
@@ -82,6 +89,7 @@ POLICIES = {
     "full": {},
     "nested_full": {},
     "known": ONE,
+    "asking": ONE,
     "nested": ONE,
     "remembering": ONE,
     "chat": ONE,
@@ -253,7 +261,7 @@ def test_a_thread_that_is_longer_than_it_should_be_is_worked_off_by_its_next_run
         run("full")
     assert count()["checkpoints"] == 16
     little = keep_newest().text.replace(f"limit {pruning.REMOVED_AT_ONCE}", "limit 10")  # type: ignore[attr-defined]
-    monkeypatch.setattr("threadmill.workers.executor.keep_newest", lambda: pruning.text(little))
+    monkeypatch.setattr(executor, "keep_newest", lambda: pruning.text(little))
 
     left = []
     for _ in range(3):
@@ -334,19 +342,28 @@ def test_a_question_stays_with_its_subgraph_and_is_answered(
 
 
 def test_an_answer_that_is_rolled_back_leaves_the_question(
-    run: Callable[..., Run], producer: Producer, worker: Any, admin: Any
+    run: Callable[..., Run], producer: Producer, worker: Any, admin: Any, check_sound: Callable[[], None]
 ) -> None:
-    run("nested")
-    run("nested", thread_id="u")
+    run("one")
+    run("asking")
+    before = ids(admin)
+    assert len(before) == 1
     (question,) = producer.state("acme", "t").interrupts
     answer = producer.enqueue(
-        "nested", tenant="acme", thread_id="t", command={"resume": {question["id"]: "no"}}
+        "asking", tenant="acme", thread_id="t", command={"resume": {question["id"]: "no"}}
     )
+    answered = worker.answer(answer)
+    assert worker.graphs.entered.wait(20)
     producer.cancel(answer.id, tenant="acme", action="rollback")
-    assert producer.state("acme", "t").interrupts
-    done = run("nested", command={"resume": {question["id"]: "yes"}})
-    assert done.status == "success"
-    assert "yes" in texts(producer)
+    worker.graphs.go_on.set()
+    answered.exception(20)
+    assert ids(admin) == before
+    assert [one["id"] for one in producer.state("acme", "t").interrupts] == [question["id"]]
+
+    assert run("asking", command={"resume": {question["id"]: "yes"}}).status == "success"
+    assert texts(producer) == [*TURN, "a", "yes", "waited"]
+    assert len(ids(admin)) == 1
+    check_sound()
 
 
 def test_a_subgraph_with_a_memory_of_its_own_keeps_its_newest(
@@ -428,12 +445,19 @@ def test_a_thread_with_an_open_dead_letter_is_done_by_the_first_run_after_that_i
     check_sound: Callable[[], None],
     status: str,
 ) -> None:
-    fail("one")
+    failed = fail("one")
     admin.execute("update dead_letters set status = %s", (status,))
+    if status == "replaying":  # it is pending, behind one that has not begun
+        admin.execute(
+            "update runs set status = 'pending', rank = null, finished_at = null, attempt = 0,"
+            " seq = 100 where id = %s",
+            (failed.id,),
+        )
     run("one")
     everything = len(ids(admin))
     assert everything > 5
     admin.execute("update dead_letters set status = 'resolved'")
+    admin.execute("update runs set status = 'error', finished_at = now() where id = %s", (failed.id,))
 
     run("one")
 
@@ -491,7 +515,21 @@ def test_a_run_that_has_begun_and_waits_keeps_where_it_began(
 # Who does it
 
 
-@pytest.mark.parametrize("took", ["status = 'pending'", "attempt = attempt + 1"])
+def test_a_graph_that_keeps_all_pays_nothing(
+    run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    keep = executor.keep_newest
+    monkeypatch.setattr(executor, "keep_newest", lambda: asked.append(True) or keep())
+    run("full")
+    assert asked == []
+    run("one")
+    assert asked == [True]
+
+
+@pytest.mark.parametrize(
+    "took", ["status = 'pending'", "attempt = attempt + 1", "status = 'interrupted', finished_at = now()"]
+)
 def test_an_attempt_that_has_lost_its_lease_removes_nothing(
     run: Callable[..., Run],
     worker: Any,
@@ -523,7 +561,7 @@ def test_what_a_worker_that_was_killed_has_not_removed_the_next_end_removes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with monkeypatch.context() as patch:  # it ends its run and prunes, or does neither; so as if it never did
-        patch.setattr("threadmill.workers.executor._pruning", lambda *_: [])
+        patch.setattr(executor, "_pruning", lambda *_: [])
         for _ in range(3):
             run("one")
     assert len(ids(admin)) == 12

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from bench import dead_letters, fairness, growth, profiling, report
+from bench import dead_letters, fairness, growth, growth_of_ledger, profiling, report
 from bench import waiting as runs_that_wait
 from bench.arena import arena
 from bench.child import ChildFailed
@@ -80,6 +80,19 @@ def of_one_thread(quick: QuickOption = False) -> None:
     with arena() as ground, out.status("growth") as status:
         found = growth.measure(ground, places, status.update)
     out.print(growth.table(found))
+
+
+@app.command("ledger")
+def of_the_ledger(
+    runs: Annotated[
+        int, typer.Option("--runs", min=1_000, help="Finished runs to which it grows.")
+    ] = 1_000_000,
+    hold: Annotated[float, typer.Option("--hold", help="Seconds a transaction is held open.")] = 60,
+) -> None:
+    """Measures the hot transactions on a ledger that has grown, and beside a transaction held open."""
+    with arena() as ground, out.status("growth of the ledger") as status:
+        found = growth_of_ledger.measure(ground, runs, hold, status.update)
+    out.print(growth_of_ledger.table(found))
 
 
 @app.command()

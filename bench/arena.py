@@ -47,12 +47,12 @@ class Arena:
         return urlsplit(self.database_url)._replace(path=f"/{name}").geturl()
 
     @contextmanager
-    def fresh_database(self, template: str) -> Iterator[str]:
-        """The URL of a copy of STOCK or LEDGER, and an empty Redis.
+    def fresh_database(self, template: str, name: str = "round") -> Iterator[str]:
+        """The URL of a copy of STOCK or LEDGER, and an empty Redis. name: of one among several at a time.
 
         Ends with a Postgres checkpoint, so that no contestant writes what another left dirty.
         """
-        name = f"{template}_round"
+        name = f"{template}_{name}"
         self.connect_redis().flushall()
         with psycopg.connect(self.database_url, autocommit=True) as connection:
             connection.execute(f"create database {name} template {template}")

@@ -122,16 +122,24 @@ def fleet_of(
     arena: Arena, workers: int, *, argv: Sequence[str] = WORKER, **values: Any
 ) -> Iterator[tuple[MillFleet, Settings]]:
     """So many worker processes with these settings, on an empty ledger; and the settings."""
-    log = arena.folder / "threadmill.log"
+    with arena.fresh_database(LEDGER) as url, fleet_on(arena, url, workers, argv=argv, **values) as found:
+        yield found
+
+
+@contextmanager
+def fleet_on(
+    arena: Arena, url: str, workers: int, *, argv: Sequence[str] = WORKER, **values: Any
+) -> Iterator[tuple[MillFleet, Settings]]:
+    """`fleet_of` on the ledger that has this URL. Several fleets at a time have each a queue of its own."""
+    settings = arena.settings(url).model_copy(update=values)
+    log = arena.folder / f"{settings.queue}.log"
     log.write_text("")
-    with arena.fresh_database(LEDGER) as url:
-        settings = arena.settings(url).model_copy(update=values)
-        with ExitStack() as stack, Producer(settings) as producer:
-            env = _environment(settings)
-            processes = [stack.enter_context(child(argv, log, env)) for _ in range(workers)]
-            for process in processes:
-                wait_for_line(process, log, "worker.ready", workers)
-            yield MillFleet(arena, producer, processes, url), settings
+    with ExitStack() as stack, Producer(settings) as producer:
+        env = _environment(settings)
+        processes = [stack.enter_context(child(argv, log, env)) for _ in range(workers)]
+        for process in processes:
+            wait_for_line(process, log, "worker.ready", workers)
+        yield MillFleet(arena, producer, processes, url), settings
 
 
 def _request(thread_id: str, turn: int) -> dict[str, Any]:

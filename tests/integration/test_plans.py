@@ -94,14 +94,14 @@ FILL = """
 
 
 @pytest.fixture
-def explain(settings: Settings, admin: Any) -> Iterator[Any]:
-    """The nodes of a statement's plan, as (kind of node, index or table)."""
+def plan_of(settings: Settings, admin: Any) -> Iterator[Any]:
+    """A statement's plan, as Postgres tells it."""
     admin.execute(FILL)
     with connect(settings) as connection:
 
-        def explain(
+        def plan_of(
             statement: Executable, parameters: Mapping[str, Any], tenant: str | None = None
-        ) -> list[tuple[str, str]]:
+        ) -> dict[str, Any]:
             query = compiled(statement)
             values = {
                 name: Jsonb(value) if isinstance(value, dict) else value
@@ -113,9 +113,16 @@ def explain(settings: Settings, admin: Any) -> Iterator[Any]:
                     connection.execute(bind.sql, bind.bind({"tenant": tenant}))
                 row = connection.execute(f"explain (format json) {query.sql}", values).fetchone()
             assert row is not None
-            return list(nodes(row["QUERY PLAN"][0]["Plan"]))
+            plan: dict[str, Any] = row["QUERY PLAN"][0]["Plan"]
+            return plan
 
-        yield explain
+        yield plan_of
+
+
+@pytest.fixture
+def explain(plan_of: Any) -> Any:
+    """The nodes of a statement's plan, as (kind of node, index or table)."""
+    return lambda *args: list(nodes(plan_of(*args)))
 
 
 def nodes(plan: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -125,6 +132,14 @@ def nodes(plan: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield kind, name
     for part in plan.get("Plans", []):
         yield from nodes(part)
+
+
+def conditions(plan: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Each scan of an index: its name, and by what it looks."""
+    if "Index Name" in plan:
+        yield plan["Index Name"], plan.get("Index Cond", "")
+    for part in plan.get("Plans", []):
+        yield from conditions(part)
 
 
 def of_batch(plan: Any) -> Executable:
@@ -320,6 +335,32 @@ def test_the_hot_statements_use_their_indexes(explain: Any) -> None:
         assert scanned == set(), f"{name} reads a whole table: {plan}"
         assert "Index Scan of all threads" not in {kind for kind, _ in plan}, f"{name}: {plan}"
         assert expected <= indexes, f"{name}: {plan}"
+
+
+def test_a_claim_looks_at_its_own_thread_alone_though_all_was_quiet_when_it_was_analysed(
+    plan_of: Any, admin: Any
+) -> None:
+    admin.execute("delete from runs where id > lpad(to_hex(500), 32, '0')::uuid")
+    admin.execute("update runs set status = 'success', rank = null")
+    admin.execute("vacuum analyze")
+    admin.execute(
+        "insert into runs (id, tenant, thread_id, seq, graph, rank)"
+        " select gen_random_uuid(), tenant, thread_id, last_seq + 1, 'g', now() from threads limit 5000"
+    )
+
+    statements: dict[str, tuple[Executable, dict[str, Any]]] = {
+        "claim": (claim(), {**LANE, "run_id": RUN, **CLAIMANT}),
+        "claim_taken": (claim_taken(), CLAIMANT),
+        "requeue": (requeue("failed"), {**END, **RECORD, "delay": 1.0, "waits": 0.0}),
+    }
+    for name, (statement, parameters) in statements.items():
+        looked = [
+            (index, condition)
+            for index, condition in conditions(plan_of(statement, parameters))
+            if index in ("runs_unfinished_idx", "held_lanes_pkey")
+        ]
+        assert looked, f"{name}: {looked}"
+        assert all("thread_id" in condition for _, condition in looked), f"{name}: {looked}"
 
 
 def test_a_deep_lane_costs_a_sweep_no_more_than_a_glance(

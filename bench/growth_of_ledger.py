@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
+import psutil
 import psycopg
 from redis import Redis
 from rich import box
@@ -94,7 +95,7 @@ class _Ledger:
     connection: psycopg.Connection[Any]
     times: Path
     redis: Redis
-    postgres: Any
+    postgres: psutil.Process
     number: int = 0  # of the runs that were enqueued, so that their threads have names of their own
     alone: dict[str, list[float]] = field(default_factory=dict)
     loaded: dict[str, list[float]] = field(default_factory=dict)

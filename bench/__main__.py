@@ -1,85 +1,72 @@
-"""`python -m bench`: Threadmill beside bare LangGraph and a naive Celery task; `python -m bench profile`."""
+"""`python -m bench`: one run that measures all, one table and one JSON document."""
 
 from __future__ import annotations
 
+import datetime
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from bench import dead_letters, fairness, growth, growth_of_ledger, profiling, report
-from bench import waiting as runs_that_wait
+from bench import growth_of_ledger, profiling
 from bench.arena import arena
 from bench.child import ChildFailed
 from bench.contestant import Stalled, WrongState
-from bench.harness import play
 from bench.load import QUICK, Load
 from bench.machine import describe
+from bench.report import RESULTS, Report
+from bench.sections import SECTIONS, Name
 from threadmill.core.errors import ThreadmillError
 
 FAILURES = (ThreadmillError, ChildFailed, Stalled, WrongState, profiling.PySpyMissing)
-WIDTH = 130
+WIDTH = 150
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 out = Console(width=None if Console().is_terminal else WIDTH, highlight=False)
 
 QuickOption = Annotated[bool, typer.Option("--quick", help="A small load, to see that it works.")]
 RoundsOption = Annotated[int | None, typer.Option("--rounds", min=1, help="How often everybody runs.")]
+OnlyOption = Annotated[list[Name] | None, typer.Option("--only", help="This section; may be repeated.")]
+FromOption = Annotated[
+    Path | None,
+    typer.Option("--from", exists=True, dir_okay=False, help="Show what this result holds; measure nothing."),
+]
 TopOption = Annotated[int, typer.Option("--top", min=1, help="How many functions are listed.")]
 
 
 @app.callback(invoke_without_command=True)
-def bench(context: typer.Context, quick: QuickOption = False, rounds: RoundsOption = None) -> None:
-    """Measures every contestant in each round and prints one table."""
+def bench(
+    context: typer.Context,
+    quick: QuickOption = False,
+    rounds: RoundsOption = None,
+    only: OnlyOption = None,
+    result: FromOption = None,
+) -> None:
+    """Measures every section, prints one table and writes it as JSON."""
     if context.invoked_subcommand is not None:
         return
-    load = QUICK if quick else Load()
-    load = replace(load, rounds=rounds or load.rounds)
-    with arena() as ground:
-        machine = describe(ground)
-        with out.status("starting") as status:
-            played = play(ground, load, status.update)
-            status.update("dead letters")
-            pages = dead_letters.measure(ground, load.dead_letters)
-    out.print(dead_letters.table(pages, load.dead_letters))
-    out.print(report.table(played, machine, load))
-    out.print(f"written to {report.write(played, machine, load)}", soft_wrap=True)
+    if result is None:
+        load = QUICK if quick else Load()
+        result = measure(replace(load, rounds=rounds or load.rounds), only or list(Name))
+    report = Report.read(result)
+    out.print(report.table())
+    out.print(f"written to {result}", soft_wrap=True)
 
 
-@app.command("dead-letters")
-def pages_of_dead_letters(quick: QuickOption = False) -> None:
-    """Measures how fast dead letters are found among a million, and nothing else."""
-    load = QUICK if quick else Load()
-    with arena() as ground, out.status("dead letters"):
-        found = dead_letters.measure(ground, load.dead_letters)
-    out.print(dead_letters.table(found, load.dead_letters))
-
-
-@app.command()
-def waiting(quick: QuickOption = False) -> None:
-    """Measures runs that wait: 1,000 at once in one process, and 10,000 in two."""
-    sizes = [(200, 1, 2.0)] if quick else [(1_000, 1, 10.0), (10_000, 2, 90.0)]
-    with arena() as ground, out.status("waiting"):
-        found = [runs_that_wait.measure(ground, *size) for size in sizes]
-    out.print(runs_that_wait.table(found))
-
-
-@app.command("fairness")
-def fair(quick: QuickOption = False) -> None:
-    """Measures what a flood of one tenant costs ten others, and the shares by weight."""
-    with arena() as ground, out.status("fairness"):
-        found = fairness.measure(ground, 5 if quick else 30, 2_000 if quick else fairness.FLOOD)
-    out.print(fairness.table(found))
-
-
-@app.command("growth")
-def of_one_thread(quick: QuickOption = False) -> None:
-    """Measures what a turn costs on a thread that grows, with the stock saver and with Threadmill's."""
-    places = (20, 50) if quick else (10, 50, 200, 500)
-    with arena() as ground, out.status("growth") as status:
-        found = growth.measure(ground, places, status.update)
-    out.print(growth.table(found))
+def measure(load: Load, names: list[Name]) -> Path:
+    """The path of the result, which is written after each section: what fails costs no more than itself."""
+    moment = datetime.datetime.now(datetime.UTC)
+    path = RESULTS / f"{moment:%Y%m%dT%H%M%SZ}.json"
+    with arena() as ground, out.status("starting") as status:
+        report = Report.of(moment.isoformat(timespec="seconds"), describe(ground), load)
+        for name in names:
+            section = SECTIONS[name]
+            found = section.measure(ground, load, status.update)
+            report.add(name, found, section.rows(found))
+            report.write(path)
+    return path
 
 
 @app.command("ledger")

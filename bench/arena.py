@@ -23,6 +23,8 @@ from threadmill.workers.tables import upgrade_langgraph_tables
 
 STOCK = "bench_stock"  # a database that holds what the stock saver's setup() makes
 LEDGER = "bench_ledger"  # one that holds what `threadmill db upgrade` makes
+# With the time of each commit one can tell how long a waiter waits after it.
+POSTGRES_SETTINGS = {"track_commit_timestamp": "on"}
 RESULTS_DATABASE = 1  # of Redis, for Celery's results
 
 
@@ -82,7 +84,7 @@ def arena() -> Iterator[Arena]:
     """Starts the services in a temporary folder, with fsync on; stops them and removes it at the end."""
     with (
         tempfile.TemporaryDirectory(prefix="threadmill-bench-") as folder,
-        EmbeddedServices(Path(folder)) as services,
+        EmbeddedServices(Path(folder), postgres_settings=POSTGRES_SETTINGS) as services,
     ):
         made = Arena(
             Path(folder),

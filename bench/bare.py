@@ -13,7 +13,7 @@ import psutil
 
 from bench.arena import STOCK, Arena
 from bench.child import ChildFailed, child, tail
-from bench.contestant import Figures
+from bench.contestant import Alone, Figures
 from bench.load import Load, split, threads_named
 
 
@@ -56,11 +56,11 @@ class BareFleet:
         for loop in self._loops:
             self._answer(loop)
 
-    def latencies(self, threads: Sequence[str]) -> list[float]:
+    def alone(self, threads: Sequence[str]) -> Alone:
         if not self._alone:
-            return []
+            return Alone()
         self._order(self._loops[0], threads, 1)
-        return self._answer(self._loops[0])
+        return Alone(taken={"latency": self._answer(self._loops[0])})
 
     def extras(self, arena: Arena, load: Load) -> Figures:  # noqa: ARG002 - of the protocol
         return {}

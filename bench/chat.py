@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Annotated, Any, TypedDict
 
 from langchain_core.messages import AIMessage, AnyMessage
@@ -9,10 +10,14 @@ from langgraph.graph import START, StateGraph, add_messages
 
 
 class State(TypedDict):
-    """The conversation, and what the last message was taken to be about."""
+    """The conversation, what the last message was taken to be about, and when its run had begun.
+
+    began: the clock when the turn's first node was entered, so that it is told alike of everybody.
+    """
 
     messages: Annotated[list[AnyMessage], add_messages]
     intent: str
+    began: float
 
 
 def reply(text: str, messages: int) -> str:
@@ -21,7 +26,7 @@ def reply(text: str, messages: int) -> str:
 
 
 def think(state: State) -> dict[str, Any]:
-    return {"intent": f"message {len(state['messages'])}"}
+    return {"intent": f"message {len(state['messages'])}", "began": time.time()}
 
 
 def answer(state: State) -> dict[str, Any]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
 from statistics import quantiles
-from typing import Protocol
+from typing import Any, Protocol
 
 import psutil
 from langgraph.checkpoint.postgres import PostgresSaver
@@ -19,6 +20,18 @@ Figures = dict[str, float]
 
 # Seconds without any run finished until a contestant has failed.
 PATIENCE = 60.0
+
+
+@dataclass
+class Alone:
+    """What runs took that were by themselves, one after the other.
+
+    sent: the clock when each was asked for; empty where nobody has to be asked. taken: seconds, by what they
+    went for: `latency` until it had finished, `enqueue` in the call alone.
+    """
+
+    sent: list[float] = field(default_factory=list)
+    taken: dict[str, list[float]] = field(default_factory=dict)
 
 
 class Fleet(Protocol):
@@ -38,8 +51,8 @@ class Fleet(Protocol):
     def serve(self, threads: Sequence[str], turns: int) -> None:
         """All turns of all threads: turn by turn, each when the one before is done on every thread."""
 
-    def latencies(self, threads: Sequence[str]) -> list[float]:
-        """Seconds of each thread's first turn, one at a time; empty where others tell that as well."""
+    def alone(self, threads: Sequence[str]) -> Alone:
+        """Each thread's first turn, one at a time; nothing where others tell that as well."""
 
     def extras(self, arena: Arena, load: Load) -> Figures:
         """What only this contestant is asked for. Called last; it may stop the workers."""
@@ -65,14 +78,24 @@ class Stalled(Exception):
 
 
 def check_states(fleet: Fleet, threads: Sequence[str], turns: int) -> None:
-    """Reads each thread with the stock saver. Raises WrongState."""
+    """Raises WrongState."""
+    for thread_id, values in zip(threads, _states(fleet, threads), strict=True):
+        texts = [message.content for message in values.get("messages", ())]
+        if texts != transcript(thread_id, turns):
+            raise WrongState(f"{thread_id} holds {len(texts)} messages, not its {2 * turns} in order")
+
+
+def begun(fleet: Fleet, threads: Sequence[str]) -> list[float]:
+    """The clock when each thread's last run was in its first node."""
+    return [values["began"] for values in _states(fleet, threads)]
+
+
+def _states(fleet: Fleet, threads: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The channels of each thread, as the stock saver reads them."""
     with PostgresSaver.from_conn_string(fleet.saver_url) as saver:
         for thread_id in threads:
             found = saver.get_tuple({"configurable": {"thread_id": fleet.key(thread_id)}})
-            messages = [] if found is None else found.checkpoint["channel_values"]["messages"]
-            texts = [message.content for message in messages]
-            if texts != transcript(thread_id, turns):
-                raise WrongState(f"{thread_id} holds {len(texts)} messages, not its {2 * turns} in order")
+            yield {} if found is None else found.checkpoint["channel_values"]
 
 
 @contextmanager

@@ -5,18 +5,17 @@ from __future__ import annotations
 import datetime
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
 import psycopg
-from rich import box
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
 
 from bench.arena import LEDGER, Arena
+from bench.load import Load
+from bench.row import Row, at_most
 from threadmill.core.database import connect
 from threadmill.core.statement import Plan, carry_out
 from threadmill.dlq.filter import LetterFilter, first_id
@@ -24,8 +23,9 @@ from threadmill.dlq.groups import list_groups
 from threadmill.dlq.letters import count_letters, list_letters
 from threadmill.dlq.stats import read_stats
 
+SECTION = "dead letters"
+FILTER, COUNT, GROUP, STATS = "a page of 20", "a count, up to 10,000", "a page of groups", "figures"
 PAGE = 20
-ROUNDS = 15
 
 # Thirty days. Every second letter is t0's. The oldest 30 % are one outage: one node, exception, group and
 # message, the words of which occur in no later letter. t0 has hardly any that is parked; g19 has none of t0.
@@ -66,15 +66,18 @@ GROUPS = """
 
 
 class Case(NamedTuple):
-    """What is timed: a label, and the plan."""
+    """What is timed: of which kind it is, a label, and the plan."""
 
+    kind: str
     label: str
     plan: Callable[[], Plan[Any]]
 
 
-class Timed(NamedTuple):
+@dataclass(frozen=True)
+class Timed:
     """Milliseconds: the median and the longest."""
 
+    kind: str
     label: str
     median: float
     longest: float
@@ -128,25 +131,22 @@ def cases() -> list[Case]:
         "text, tenant, node: of the oldest": {"text": "provider", "tenant": old, "node": "payments"},
     }
     pages = [
-        Case(label, partial(list_letters, LetterFilter(**values), PAGE)) for label, values in filters.items()
+        Case(FILTER, label, partial(list_letters, LetterFilter(**values), PAGE))
+        for label, values in filters.items()
     ]
     among_the_oldest = str(first_id(now - datetime.timedelta(days=20)))
     return [
         *pages,
-        Case("count, up to 10,000: graph", partial(count_letters, LetterFilter(graph="g0"))),
-        Case(
-            "count, up to 10,000: node of the oldest", partial(count_letters, LetterFilter(node="payments"))
-        ),
-        Case(
-            "count, up to 10,000: text of the oldest", partial(count_letters, LetterFilter(text="provider"))
-        ),
-        Case("count, up to 10,000: text of all", partial(count_letters, LetterFilter(text="failed"))),
-        Case("groups", list_groups),
-        Case("groups of a graph", partial(list_groups, graph="g0")),
-        Case("groups, the last page of 10,000", partial(list_groups, after=among_the_oldest)),
-        Case("groups of a tenant", partial(list_groups, tenant="t7")),
-        Case("groups of the largest tenant", partial(list_groups, tenant="t0")),
-        Case("figures", read_stats),
+        Case(COUNT, "graph", partial(count_letters, LetterFilter(graph="g0"))),
+        Case(COUNT, "node of the oldest", partial(count_letters, LetterFilter(node="payments"))),
+        Case(COUNT, "text of the oldest", partial(count_letters, LetterFilter(text="provider"))),
+        Case(COUNT, "text of all", partial(count_letters, LetterFilter(text="failed"))),
+        Case(GROUP, "all", list_groups),
+        Case(GROUP, "of a graph", partial(list_groups, graph="g0")),
+        Case(GROUP, "the last page of 10,000", partial(list_groups, after=among_the_oldest)),
+        Case(GROUP, "of a tenant", partial(list_groups, tenant="t7")),
+        Case(GROUP, "of the largest tenant", partial(list_groups, tenant="t0")),
+        Case(STATS, "dlq stats", read_stats),
     ]
 
 
@@ -170,29 +170,34 @@ def filled(ground: Arena, total: int) -> Iterator[str]:
         yield url
 
 
-def measure(ground: Arena, total: int, rounds: int = ROUNDS) -> list[Timed]:
-    """Each case's times, beside `total` dead letters."""
-    with filled(ground, total) as url, connect(ground.settings(url)) as connection:
+def measure(ground: Arena, load: Load, tell: Callable[[str], None]) -> list[Timed]:
+    """Each case's times, beside so many dead letters."""
+    tell(f"{load.dead_letters:,} dead letters")
+    with filled(ground, load.dead_letters) as url, connect(ground.settings(url)) as connection:
         connection.prepare_threshold = 0
-        return [_time(connection, case, rounds) for case in cases()]
+        return [_time(connection, case, load.looks) for case in cases()]
 
 
-def _time(connection: psycopg.Connection[Any], case: Case, rounds: int) -> Timed:
+def _time(connection: psycopg.Connection[Any], case: Case, looks: int) -> Timed:
     carry_out(connection, case.plan())  # prepares the statements
     found = []
-    for _ in range(rounds):
+    for _ in range(looks):
         begun = time.perf_counter()
         carry_out(connection, case.plan())
         found.append((time.perf_counter() - begun) * 1000)
-    return Timed(case.label, statistics.median(found), max(found))
+    return Timed(case.kind, case.label, statistics.median(found), max(found))
 
 
-def table(found: list[Timed], total: int) -> RenderableType:
-    """The times as a table for people."""
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    made.add_column(f"a page of {PAGE}")
-    made.add_column("median ms", justify="right")
-    made.add_column("longest ms", justify="right")
-    for timed in found:
-        made.add_row(timed.label, f"{timed.median:.1f}", f"{timed.longest:.1f}")
-    return Group(Text(f"{total:,} dead letters, {ROUNDS} times each"), made)
+def rows(found: Sequence[Timed]) -> list[Row]:
+    """The slowest of each kind, and the filter in the middle."""
+    made = []
+    for kind in (FILTER, COUNT, GROUP, STATS):
+        times = [timed for timed in found if timed.kind == kind]
+        slowest = max(times, key=lambda timed: timed.median)
+        label = slowest.label if kind == STATS else f"{kind}, the slowest of {len(times)}: {slowest.label}"
+        aim = at_most(100) if kind == FILTER else None
+        made.append(Row(SECTION, label, slowest.median, "ms", aim=aim))
+        if kind == FILTER:
+            middle = statistics.median(timed.median for timed in times)
+            made.append(Row(SECTION, f"{kind}, the one in the middle", middle, "ms"))
+    return made

@@ -1,25 +1,25 @@
-"""One tenant floods the fleet while ten others come by now and then; and three weights under saturation."""
+"""One tenant floods the fleet while ten others come by; three weights; and a worker is lost meanwhile."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import mean, quantiles
 from typing import Any, LiteralString
 
 import psycopg
-from rich import box
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
 
+from bench import loss
 from bench.arena import Arena
+from bench.load import BATCH, Load
+from bench.loss import SLOTS, Loss
 from bench.mill import MillFleet, fleet_of
+from bench.row import Row, at_least, at_most, compared
 from threadmill.core.limits import Limits
 
-SLOTS = 32  # of the whole fleet
+SECTION = "fairness"
 SERVICE = 0.2  # seconds of a run
-FLOOD = 10_000
 OTHERS = 10
 WEIGHTS = {"one": 1, "two": 2, "four": 4}
 _WAITS = "select extract(epoch from started_at - created_at)::float from runs where tenant like %s"
@@ -30,24 +30,27 @@ _RUNNING = "select tenant, count(*) from runs where status = 'running' group by 
 class Fairness:
     """idle, flooded: the waits of the small tenants' runs, in seconds, alone and beside the flood. flood: of
     the flood's own that had begun. busy: the share of the slots that had a run, in the mean. shares: of the
-    slots, by weight."""
+    slots, by weight. loss: what
+    came of a worker that was killed while the flood and the weights went on."""
 
     idle: list[float]
     flooded: list[float]
     flood: list[float]
     busy: float
     shares: dict[str, float]
+    loss: Loss
 
 
-def measure(arena: Arena, seconds: int, flood: int = FLOOD) -> Fairness:
-    """seconds: for how long the small tenants come by, a run of each every second."""
+def measure(arena: Arena, load: Load, tell: Callable[[str], None]) -> Fairness:
+    """Raises Stalled and ChildFailed."""
+    tell("fairness: a flood")
     with fleet_of(arena, 2, concurrency=SLOTS // 2) as (fleet, settings):
-        _drip(fleet, "idle", min(seconds, 10))
+        _drip(fleet, "idle", load.idle)
         began = time.perf_counter()
-        for start in range(0, flood, 1_000):
-            fleet.producer.enqueue_many(_request("flood", start + number) for number in range(1_000))
+        for start in range(0, load.flood, BATCH):
+            fleet.producer.enqueue_many(_request("flood", start + number) for number in range(BATCH))
         time.sleep(max(0, 2 - (time.perf_counter() - began)))
-        busy = _drip(fleet, "late", seconds)
+        busy = _drip(fleet, "late", load.flooded)
         with psycopg.connect(fleet.saver_url, autocommit=True) as connection:
             idle, late, own = (_column(connection, _WAITS, name) for name in ("idle%", "late%", "flood"))
         with Limits(settings) as limits:
@@ -55,8 +58,12 @@ def measure(arena: Arena, seconds: int, flood: int = FLOOD) -> Fairness:
             for tenant, weight in WEIGHTS.items():
                 limits.set("tenant", tenant, weight=weight)
         for tenant in WEIGHTS:
-            fleet.producer.enqueue_many(_request(tenant, number) for number in range(1_000))
-        return Fairness(idle, late, own, mean(busy), _shares(fleet))
+            fleet.producer.enqueue_many(_request(tenant, number) for number in range(load.weighted))
+        shares = _shares(fleet)
+        with Limits(settings) as limits:
+            limits.set("tenant", "flood", paused=False)
+        tell("fairness: a worker is lost")
+        return Fairness(idle, late, own, mean(busy), shares, loss.measure(fleet))
 
 
 def _drip(fleet: MillFleet, name: str, seconds: int) -> list[float]:
@@ -104,26 +111,20 @@ def _request(tenant: str, number: int) -> dict[str, Any]:
     }
 
 
-def table(found: Fairness) -> RenderableType:
-    """The waits, and the shares."""
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    made.add_column("wait from enqueue to start, ms")
-    for column in ("runs", "p50", "p99", "max"):
-        made.add_column(column, justify="right")
-    for name, waits in (
-        ("ten tenants, alone", found.idle),
-        ("ten tenants, beside the flood", found.flooded),
-        ("the flood, of its own that began", found.flood),
-    ):
-        cuts = quantiles(waits, n=100, method="inclusive")
-        figures = (cuts[49], cuts[98], max(waits))
-        made.add_row(name, f"{len(waits):,}", *(f"{figure * 1e3:,.0f}" for figure in figures))
-    total = sum(WEIGHTS.values())
-    shares = ", ".join(
-        f"{tenant} {share:.3f} (of {WEIGHTS[tenant] / total:.3f})" for tenant, share in found.shares.items()
-    )
-    return Group(
-        made,
-        Text(f"{SLOTS} slots, {SERVICE:g} s a run; beside the flood {found.busy:.1%} of the slots had a run"),
-        Text(f"shares of the slots by weight 1 : 2 : 4, saturated: {shares}"),
-    )
+def rows(found: Fairness) -> list[Row]:
+    idle, flooded = (quantiles(waits, n=100, method="inclusive") for waits in (found.idle, found.flooded))
+    wanted = sum(WEIGHTS.values())
+    off = max(abs(share * wanted / WEIGHTS[tenant] - 1) for tenant, share in found.shares.items())
+    shares = " : ".join(f"{found.shares[tenant]:.3f}" for tenant in WEIGHTS)
+    bound = round((2 * idle[98] + SERVICE) * 1e3)
+    alone = "the ten, alone"
+    return [
+        compared(
+            SECTION, "ten tenants beside a flood, wait until started: p50", flooded[49] * 1e3, "ms",
+            alone, idle[49] * 1e3,
+        ),
+        compared(SECTION, "  p99", flooded[98] * 1e3, "ms", alone, idle[98] * 1e3, at_most(bound)),
+        Row(SECTION, "slots with a run, beside the flood", found.busy * 100, "%", aim=at_least(95)),
+        Row(SECTION, f"weights 1 : 2 : 4 had {shares}, off by", off * 100, "%", aim=at_most(10)),
+        *loss.rows(SECTION, found.loss),
+    ]  # fmt: skip

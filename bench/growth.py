@@ -12,20 +12,23 @@ from typing import Any
 import psycopg
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from psycopg.rows import dict_row
-from rich import box
-from rich.table import Table
 
 from bench.arena import STOCK, Arena
 from bench.growth_graph import noise, whole
+from bench.load import Load
 from bench.mill import TENANT, fleet_of
+from bench.row import Row, compared, ratio_at_most
 from threadmill.core.models import SCHEMA
 
+SECTION = "one thread that grows"
+AIMED_AT = 500  # turns
 STOCK_SAVER = "stock saver, list"
+DELTA = "Threadmill, DeltaChannel"
 # What Threadmill runs: each graph of bench/langgraph.json with the policy that stands there.
 GRAPHS = {
     "Threadmill, list, history full": "whole",
     "Threadmill, list, history durable": "whole_durable",
-    "Threadmill, DeltaChannel": "changes",
+    DELTA: "changes",
 }
 # A figure is the mean of so many turns before its place: as many as lie between two of a DeltaChannel's
 # snapshots, which hold the whole list.
@@ -46,12 +49,11 @@ class Growth:
     size: int
 
 
-def measure(arena: Arena, places: Sequence[int], tell: Callable[[str], None]) -> list[Growth]:
-    """places: the numbers of turns at which is measured, growing."""
+def measure(arena: Arena, load: Load, tell: Callable[[str], None]) -> list[Growth]:
     found: list[Growth] = []
     tell(f"growth: {STOCK_SAVER}")
     with _stock(arena) as (turn, connection):
-        found += _measured(STOCK_SAVER, turn, connection, "public", places)
+        found += _measured(STOCK_SAVER, turn, connection, "public", load.places)
     for name, graph in GRAPHS.items():
         tell(f"growth: {name}")
         with (
@@ -63,7 +65,7 @@ def measure(arena: Arena, places: Sequence[int], tell: Callable[[str], None]) ->
                 run = producer.enqueue(graph, _input(), tenant=TENANT, thread_id="grows")
                 assert producer.wait(run.id, tenant=TENANT, timeout=60).status == "success"
 
-            found += _measured(name, turn, connection, SCHEMA, places)
+            found += _measured(name, turn, connection, SCHEMA, load.places)
     return found
 
 
@@ -128,19 +130,22 @@ def _size(connection: psycopg.Connection[Any], schema: str) -> int:
     return int(row[0])
 
 
-def table(found: Sequence[Growth]) -> Table:
-    """A row for each, with its ratio to the stock saver's at the same place."""
-    stock = {one.turns: one for one in found if one.name == STOCK_SAVER}
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    made.add_column("one thread, 1 kB each way")
-    for column in ("turns", "ms a turn", "", "WAL kB a turn", "", "database MB", ""):
-        made.add_column(column, justify="right")
+def rows(found: Sequence[Growth]) -> list[Row]:
+    """Each at the most turns, beside the stock saver at as many."""
+    turns = max(one.turns for one in found)
+    (stock,) = (one for one in found if one.turns == turns and one.name == STOCK_SAVER)
+    made = []
     for one in found:
-        base = stock[one.turns]
-        made.add_row(
-            one.name, f"{one.turns:,}",
-            f"{one.ms:.1f}", f"{one.ms / base.ms:.2f}",
-            f"{one.wal / 1e3:,.0f}", f"{one.wal / base.wal:.3f}",
-            f"{one.size / 1e6:,.1f}", f"{one.size / base.size:.3f}",
-        )  # fmt: skip
+        if one.turns != turns or one is stock:
+            continue
+        aimed = one.name == DELTA and turns == AIMED_AT
+        label = f"{one.name}, {turns} turns: "
+        for name, value, base, unit, bound in (
+            ("a turn", one.ms, stock.ms, "ms", 1 / 3),
+            ("WAL a turn", one.wal / 1e3, stock.wal / 1e3, "kB", 1 / 50),
+            ("database", one.size / 1e6, stock.size / 1e6, "MB", 1 / 20),
+        ):
+            aim = ratio_at_most(bound) if aimed else None
+            made.append(compared(SECTION, label + name, value, unit, STOCK_SAVER, base, aim))
+            label = "  "
     return made

@@ -16,23 +16,53 @@ class Load:
     """One round's runs are so many turns on each of so many threads.
 
     samples: runs, one at a time, for the latencies. singles: enqueued one by one for the rate; batches: of
-    1,000, enqueued each at once for the rate. dead_letters: among so many pages are read.
+    1,000, enqueued each at once for the rate.
+    processes, at_once: of the scale-out, each with a round's runs. waiting: runs that wait, in so many
+    processes, for so many seconds. idle, flooded: seconds for which the small tenants come by. flood: runs of
+    the tenant that floods. weighted: runs of each that has a weight. places: turns of the thread that grows.
+    dead_letters: among so many pages are read, each so many times (looks).
     """
 
     threads: int = 200
     turns: int = 5
-    samples: int = 200
+    samples: int = 400
     singles: int = 1_000
     batches: int = 5
     rounds: int = 3
+    processes: Sequence[int] = (1, 2, 4)
+    at_once: Sequence[int] = (1, 2, 4, 8, 16, 32)
+    waiting: Sequence[tuple[int, int, float]] = ((1_000, 1, 10.0), (10_000, 2, 90.0))
+    idle: int = 10
+    flooded: int = 30
+    flood: int = 10_000
+    weighted: int = 1_000
+    places: Sequence[int] = (10, 50, 100, 200, 300, 400, 500)
     dead_letters: int = 1_000_000
+    looks: int = 15
 
     @property
     def runs(self) -> int:
         return self.threads * self.turns
 
 
-QUICK = Load(threads=40, turns=3, samples=40, singles=200, batches=1, rounds=1, dead_letters=20_000)
+QUICK = Load(
+    threads=40,
+    turns=3,
+    samples=40,
+    singles=100,
+    batches=1,
+    rounds=1,
+    processes=(1, 2),
+    at_once=(8,),
+    waiting=((200, 1, 2.0),),
+    idle=2,
+    flooded=3,
+    flood=2_000,
+    weighted=400,
+    places=(5, 10),
+    dead_letters=20_000,
+    looks=3,
+)
 
 BATCH = 1_000
 

@@ -24,7 +24,14 @@ PACKAGES = (
     "psycopg-pool",
     "uvloop",
 )
-POSTGRES_SETTINGS = ("fsync", "synchronous_commit", "full_page_writes", "shared_buffers", "max_connections")
+POSTGRES_SETTINGS = (
+    "fsync",
+    "synchronous_commit",
+    "full_page_writes",
+    "shared_buffers",
+    "max_connections",
+    "track_commit_timestamp",
+)
 REDIS_SETTINGS = ("appendonly", "appendfsync", "maxmemory-policy")
 
 

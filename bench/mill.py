@@ -5,17 +5,27 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import psutil
 import psycopg
 from psycopg.conninfo import make_conninfo
+from psycopg.types.json import Jsonb
 
 from bench.arena import LEDGER, Arena
 from bench.child import child, stop, wait_for_line
-from bench.contestant import PATIENCE, Figures, WrongState, check_states, finish_counter, per_run, rate
+from bench.contestant import (
+    PATIENCE,
+    Alone,
+    Figures,
+    WrongState,
+    check_states,
+    finish_counter,
+    per_run,
+    rate,
+)
 from bench.load import BATCH, GRAPH, Load, input_of, threads_named
 from bench.meter import Meter
 from threadmill.core.keys import thread_key
@@ -25,7 +35,25 @@ from threadmill.core.settings import Settings
 from threadmill.producers import Producer
 
 TENANT = "bench"
+READY = "worker.ready"
+# What a bare insert and its commit take: a row of about the size of a run's, and nothing around it.
+_BARE_TABLE = """
+    create table if not exists public.bare (
+        id uuid primary key default gen_random_uuid(), tenant text, thread_id text, graph text, input jsonb,
+        created_at timestamptz not null default now()
+    )
+"""
+_BARE_INSERT = "insert into public.bare (tenant, thread_id, graph, input) values (%s, %s, %s, %s)"
+# The moment before the commit's record goes to the disk: `finished_at` is when its transaction began.
+_COMMITTED = """
+    select id::text, extract(epoch from pg_xact_commit_timestamp(xmin))::float8
+        from runs where id = any(%s::uuid[])
+"""
 WORKER = (sys.executable, "-m", "bench.mill_worker")
+
+
+# Starts so many worker processes and returns them when they are ready.
+Start = Callable[[int], list[subprocess.Popen[str]]]
 
 
 class Mill:
@@ -46,13 +74,26 @@ class Mill:
 class MillFleet:
     """See contestant.Fleet."""
 
-    def __init__(
-        self, arena: Arena, producer: Producer, workers: Sequence[subprocess.Popen[str]], url: str
-    ) -> None:
-        self.workers = [psutil.Process(worker.pid) for worker in workers]
+    def __init__(self, arena: Arena, producer: Producer, url: str, start: Start) -> None:
         self.saver_url = make_conninfo(url, options=f"-c search_path={SCHEMA},public")
         self.producer = producer
-        self._arena, self._workers = arena, workers
+        self._arena, self._start = arena, start
+        self._workers: list[subprocess.Popen[str]] = []
+
+    @property
+    def workers(self) -> Sequence[psutil.Process]:
+        return [psutil.Process(worker.pid) for worker in self._workers]
+
+    def add(self, count: int) -> None:
+        """Starts so many workers. Returns when they are ready."""
+        self._workers += self._start(count)
+
+    def lose_one(self) -> int:
+        """Kills the worker that was started first, on the spot, and returns its pid."""
+        lost = self._workers.pop(0)
+        lost.kill()
+        lost.wait()
+        return lost.pid
 
     def key(self, thread_id: str) -> str:
         return thread_key(TENANT, thread_id)
@@ -73,14 +114,28 @@ class MillFleet:
             wait(len(threads) * turns)
         self._check_runs()
 
-    def latencies(self, threads: Sequence[str]) -> list[float]:
-        taken = []
-        for thread_id in threads:
-            started = time.perf_counter()
-            run = self.producer.enqueue(**_request(thread_id, 0))
-            self.producer.wait(run.id, tenant=TENANT, timeout=PATIENCE)
-            taken.append(time.perf_counter() - started)
-        return taken
+    def alone(self, threads: Sequence[str]) -> Alone:
+        """Also `commit`, that of a bare row, before each; and `wait`, from the commit that ended the run
+        until `Producer.wait` had returned, by the one clock of this machine."""
+        alone = Alone(taken={"latency": [], "enqueue": [], "commit": []})
+        returned: dict[str, float] = {}
+        with psycopg.connect(self.saver_url, autocommit=True) as connection:
+            connection.execute(_BARE_TABLE)
+            for thread_id in threads:
+                row = [TENANT, thread_id, GRAPH, Jsonb(input_of(thread_id, 0))]
+                started = time.perf_counter()
+                connection.execute(_BARE_INSERT, row)
+                alone.taken["commit"].append(time.perf_counter() - started)
+                alone.sent.append(time.time())
+                started = time.perf_counter()
+                run = self.producer.enqueue(**_request(thread_id, 0))
+                alone.taken["enqueue"].append(time.perf_counter() - started)
+                self.producer.wait(run.id, tenant=TENANT, timeout=PATIENCE)
+                returned[str(run.id)] = time.time()
+                alone.taken["latency"].append(time.perf_counter() - started)
+            committed = connection.execute(_COMMITTED, [list(returned)]).fetchall()
+        alone.taken["wait"] = [returned[run_id] - at for run_id, at in committed]
+        return alone
 
     def extras(self, arena: Arena, load: Load) -> Figures:
         threads = threads_named("at-once", load.threads)
@@ -136,10 +191,17 @@ def fleet_on(
     log.write_text("")
     with ExitStack() as stack, Producer(settings) as producer:
         env = _environment(settings)
-        processes = [stack.enter_context(child(argv, log, env)) for _ in range(workers)]
-        for process in processes:
-            wait_for_line(process, log, "worker.ready", workers)
-        yield MillFleet(arena, producer, processes, url), settings
+
+        def start(count: int) -> list[subprocess.Popen[str]]:
+            ready = log.read_text().count(READY) + count
+            started = [stack.enter_context(child(argv, log, env)) for _ in range(count)]
+            for worker in started:
+                wait_for_line(worker, log, READY, ready)
+            return started
+
+        fleet = MillFleet(arena, producer, url, start)
+        fleet.add(workers)
+        yield fleet, settings
 
 
 def _request(thread_id: str, turn: int) -> dict[str, Any]:

@@ -13,15 +13,18 @@ import psutil
 
 from bench.arena import STOCK, Arena
 from bench.child import child, stop
-from bench.contestant import PATIENCE, Figures, finish_counter, rate
+from bench.contestant import PATIENCE, Alone, Figures, finish_counter, rate
 from bench.load import Load, input_of, threads_named
 from bench.naive_worker import turn_task
 
 
 class Naive:
-    """See contestant.Contestant."""
+    """See contestant.Contestant. processes: of the pool; None for one per core."""
 
     name = "naive Celery"
+
+    def __init__(self, processes: int | None = None) -> None:
+        self._processes = processes
 
     @contextmanager
     def running(self, arena: Arena, load: Load) -> Iterator[NaiveFleet]:
@@ -29,7 +32,7 @@ class Naive:
         with arena.fresh_database(STOCK) as url:
             urls = (arena.broker_url, arena.results_url, url)
             turn = turn_task(*urls)
-            argv = [sys.executable, "-m", "bench.naive_worker", *urls, str(arena.cores)]
+            argv = [sys.executable, "-m", "bench.naive_worker", *urls, str(self._processes or arena.cores)]
             with child(argv, log) as worker:
                 fleet = NaiveFleet(arena, turn, worker, url)
                 fleet.serve(threads_named("warm", load.threads), 1)
@@ -55,13 +58,16 @@ class NaiveFleet:
                     self._turn.delay(thread_id, input_of(thread_id, turn))
                 wait(len(threads))
 
-    def latencies(self, threads: Sequence[str]) -> list[float]:
-        taken = []
+    def alone(self, threads: Sequence[str]) -> Alone:
+        alone = Alone(taken={"latency": [], "enqueue": []})
         for thread_id in threads:
+            alone.sent.append(time.time())
             started = time.perf_counter()
-            self._turn.delay(thread_id, input_of(thread_id, 0)).get(timeout=PATIENCE)
-            taken.append(time.perf_counter() - started)
-        return taken
+            result = self._turn.delay(thread_id, input_of(thread_id, 0))
+            alone.taken["enqueue"].append(time.perf_counter() - started)
+            result.get(timeout=PATIENCE)
+            alone.taken["latency"].append(time.perf_counter() - started)
+        return alone
 
     def extras(self, arena: Arena, load: Load) -> Figures:  # noqa: ARG002 - of the protocol
         """The rate of `delay`, with no worker that takes a core away meanwhile."""

@@ -1,139 +1,114 @@
-"""The figures as a table for people and as JSON."""
+"""What was measured, as one JSON document and as one table."""
 
 from __future__ import annotations
 
-import datetime
 import json
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from bench.harness import BARE, BARE_LOOP, CONTESTANTS, NAIVE, Rounds, medians, ratio
 from bench.load import Load
+from bench.row import Aim, Row, from_json, to_json
 
 RESULTS = Path(__file__).parent / "results"
+MARKS = {True: Text("met", "green"), False: Text("NOT MET", "bold red"), None: Text("")}
 
 
-class Figure(NamedTuple):
-    """A row. base: the figure of naive Celery and of bare LangGraph to which it is compared.
+@dataclass
+class Report:
+    """at: when it was begun, as ISO 8601. machine: see machine.describe. load: of bench.load, as JSON.
+    measured: what each section found, as JSON, by its name."""
 
-    bare: which of the bare contestants that is; None where it would be compared with nothing.
-    """
+    at: str
+    machine: Mapping[str, Any]
+    load: Mapping[str, Any]
+    rows: list[Row] = field(default_factory=list)
+    measured: dict[str, Any] = field(default_factory=dict)
 
-    name: str
-    label: str
-    base: str
-    bare: str | None = BARE
+    @classmethod
+    def of(cls, at: str, machine: Mapping[str, Any], load: Load) -> Report:
+        return cls(at, machine, asdict(load))
+
+    @classmethod
+    def read(cls, path: Path) -> Report:
+        """What `write` has written."""
+        values = json.loads(path.read_text())
+        return cls(**{**values, "rows": [from_json(row) for row in values["rows"]]})
+
+    def add(self, name: str, found: Any, rows: Sequence[Row]) -> None:
+        self.measured[name] = json.loads(json.dumps(found, default=asdict))
+        self.rows += rows
+
+    def write(self, path: Path) -> None:
+        values = {**vars(self), "rows": [to_json(row) for row in self.rows]}
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(values, indent=1) + "\n")
+
+    def table(self) -> RenderableType:
+        made = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+        made.add_column("", overflow="fold")
+        made.add_column("Threadmill", justify="right", no_wrap=True)
+        made.add_column("beside")
+        made.add_column("", justify="right", no_wrap=True)
+        made.add_column("ratio", justify="right", no_wrap=True)
+        made.add_column("aim", no_wrap=True)
+        made.add_column("", no_wrap=True)
+        section = ""
+        for row in self.rows:
+            if row.section != section:
+                section = row.section
+                made.add_row(Text(f"\n{section}", "bold"))
+            made.add_row(*_cells(row))
+        return Group(Text("\n".join(self._setting())), made, Text(self._legend(), style="dim"))
+
+    def _setting(self) -> Iterator[str]:
+        hardware, versions = self.machine["machine"], self.machine["versions"]
+        yield (
+            f"{self.at}: {hardware['processor']}, {hardware['cores']} cores, {hardware['memory_gb']} GB, "
+            f"{hardware['system']}, data on {hardware['filesystem']}, load before {hardware['load_before']}"
+        )
+        yield ", ".join(f"{name} {found}" for name, found in versions.items())
+        for key, title in (("postgres", "Postgres:"), ("redis", "Redis:"), ("threadmill", "Threadmill:")):
+            yield f"{title} {', '.join(f'{name} {found}' for name, found in self.machine[key].items())}"
+        yield (
+            f"{self.load['rounds']} rounds of {self.load['turns']} turns on each of {self.load['threads']} "
+            f"threads, {self.load['samples']} samples of latency in each"
+        )
+
+    def _legend(self) -> str:
+        aimed = [row.met for row in self.rows if row.met is not None]
+        return (
+            f"{sum(aimed)} of {len(aimed)} aims are met. Where there are rounds, a figure is their median, "
+            "and a ratio the median of the rounds' ratios.\nNaive Celery has as many processes; the bare "
+            "loop is LangGraph in one process, one run at a time."
+        )
 
 
-FIGURES = (
-    Figure("runs_per_second", "runs/s, turn by turn", "runs_per_second"),
-    Figure("worker_cpu_ms", "  CPU ms a run: workers", "worker_cpu_ms"),
-    Figure("postgres_cpu_ms", "  CPU ms a run: Postgres", "postgres_cpu_ms"),
-    Figure("redis_cpu_ms", "  CPU ms a run: Redis", "redis_cpu_ms", None),
-    Figure("cpu_ms", "  CPU ms a run: all three", "cpu_ms"),
-    Figure("at_once_runs_per_second", "runs/s, all enqueued at once", "runs_per_second"),
-    Figure("at_once_worker_cpu_ms", "  CPU ms a run: workers", "worker_cpu_ms"),
-    Figure("at_once_postgres_cpu_ms", "  CPU ms a run: Postgres", "postgres_cpu_ms"),
-    Figure("at_once_redis_cpu_ms", "  CPU ms a run: Redis", "redis_cpu_ms", None),
-    Figure("at_once_cpu_ms", "  CPU ms a run: all three", "cpu_ms"),
-    Figure("enqueue_per_second", "enqueue, runs/s, one by one", "enqueue_per_second"),
-    Figure("enqueue_many_per_second", "enqueue_many, runs/s, 1,000 on 200 threads", "enqueue_per_second"),
-    Figure("enqueue_many_wide_per_second", "enqueue_many, runs/s, 1,000 on 1,000", "enqueue_per_second"),
-    Figure("latency_p50_ms", "enqueue to finish, idle: p50 ms", "latency_p50_ms", BARE_LOOP),
-    Figure("latency_p99_ms", "enqueue to finish, idle: p99 ms", "latency_p99_ms", BARE_LOOP),
-    Figure("peak_rss_mb", "workers, peak of resident MB", "peak_rss_mb"),
-    Figure("pss_mb", "workers, MB with shared pages once", "pss_mb"),
-)
-
-
-def table(rounds: Rounds, machine: Mapping[str, Any], load: Load) -> RenderableType:
-    """Medians of the rounds; under each, its ratio to naive Celery (n) and to bare LangGraph (b)."""
-    middle = medians(rounds)
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    made.add_column("")
-    for contestant in CONTESTANTS:
-        made.add_column(contestant.name, justify="right")
-    for figure in FIGURES:
-        cells = [_cell(rounds, middle, figure, contestant.name) for contestant in CONTESTANTS]
-        made.add_row(figure.label, *cells)
-    return Group(Text(_setting(machine, load)), made, Text(_legend(), style="dim"))
-
-
-def _cell(rounds: Rounds, middle: Mapping[str, Mapping[str, float]], figure: Figure, name: str) -> Text:
-    value = middle[name].get(figure.name)
-    if value is None:
-        return Text("")
-    bases = {"n": NAIVE, "b": figure.bare}
-    ratios = {
-        letter: ratio(rounds, figure.name, name, figure.base, base)
-        for letter, base in bases.items()
-        if base is not None and base != name
-    }
-    shown = "  ".join(f"{letter} {found:.2f}" for letter, found in ratios.items() if found is not None)
-    return Text.assemble(_number(value), ("\n" + shown, "dim"))
+def _cells(row: Row) -> tuple[str | Text, ...]:
+    return (
+        row.figure,
+        f"{_number(row.value)} {row.unit}",
+        row.against,
+        "" if row.base is None else _number(row.base),
+        "" if row.ratio is None else f"{row.ratio:.3f}" if row.ratio < 0.1 else f"{row.ratio:.2f}",
+        "" if row.aim is None else _aim(row.aim, row.unit),
+        MARKS[row.met],
+    )
 
 
 def _number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+    if value == int(value):
+        return f"{value:,.0f}"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
 
 
-def _setting(machine: Mapping[str, Any], load: Load) -> str:
-    hardware, versions = machine["machine"], machine["versions"]
-    packages = ", ".join(f"{name} {found}" for name, found in versions.items())
-    services = [
-        f"{title} {', '.join(f'{name} {found}' for name, found in machine[key].items())}"
-        for key, title in (("postgres", "Postgres:"), ("redis", "Redis:"), ("threadmill", "Threadmill:"))
-    ]
-    return "\n".join(
-        [
-            f"{hardware['processor']}, {hardware['cores']} cores, {hardware['memory_gb']} GB, "
-            f"{hardware['system']}, data on {hardware['filesystem']}, load before {hardware['load_before']}",
-            packages,
-            *services,
-            f"{load.rounds} rounds of {load.turns} turns on each of {load.threads} threads, "
-            f"{load.samples} samples of latency",
-        ]
-    )
-
-
-def _legend() -> str:
-    return (
-        "n, b: ratio to naive Celery and to bare LangGraph (with as many processes; for latency the bare "
-        "loop), the median over the rounds.\nenqueue_many and all at once are compared with naive Celery's "
-        "delay() and turn by turn."
-    )
-
-
-def write(rounds: Rounds, machine: Mapping[str, Any], load: Load) -> Path:
-    """Writes everything to a new file in bench/results/ and returns its path."""
-    middle = medians(rounds)
-    moment = datetime.datetime.now(datetime.UTC)
-    document = {
-        "at": moment.isoformat(timespec="seconds"),
-        **machine,
-        "load": asdict(load),
-        "medians": middle,
-        "ratios": {
-            name: {
-                figure.name: {
-                    "naive": ratio(rounds, figure.name, name, figure.base, NAIVE),
-                    "bare": figure.bare and ratio(rounds, figure.name, name, figure.base, figure.bare),
-                }
-                for figure in FIGURES
-                if figure.name in found
-            }
-            for name, found in middle.items()
-        },
-        "rounds": rounds,
-    }
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{moment:%Y%m%dT%H%M%SZ}.json"
-    path.write_text(json.dumps(document, indent=2) + "\n")
-    return path
+def _aim(aim: Aim, unit: str) -> str:
+    bound = f"1/{1 / aim.bound:.0f}" if aim.of_ratio and aim.bound < 0.4 else f"{aim.bound:,g}"
+    shown = f"{'≥' if aim.at_least else '≤'} {bound} {'x' if aim.of_ratio else unit}".rstrip()
+    return shown if aim.wanted is None else f"{shown}, {aim.wanted:g} x"

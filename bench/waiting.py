@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, LiteralString
 
 import psycopg
-from rich import box
-from rich.table import Table
 
 from bench.arena import Arena
 from bench.contestant import Stalled
+from bench.load import Load
 from bench.meter import MEGABYTE, Meter
 from bench.mill import TENANT, MillFleet, fleet_of
+from bench.row import Row, at_most
 
+SECTION = "runs that wait"
+STALE = 6  # seconds, the default of heartbeat_timeout
 LOOK_EVERY = 0.2
 # The workers', and the one of the producer.
 _CONNECTIONS = (
@@ -50,8 +52,16 @@ class Waiting:
     failed: int
 
 
-def measure(arena: Arena, runs: int, processes: int, seconds: float) -> Waiting:
+def measure(arena: Arena, load: Load, tell: Callable[[str], None]) -> list[Waiting]:
     """Raises Stalled."""
+    found = []
+    for runs, processes, seconds in load.waiting:
+        tell(f"{runs:,} runs that wait")
+        found.append(_measure(arena, runs, processes, seconds))
+    return found
+
+
+def _measure(arena: Arena, runs: int, processes: int, seconds: float) -> Waiting:
     with fleet_of(arena, processes, concurrency=runs // processes) as (fleet, _):
         ends = seconds + 300
         with _watching(fleet) as seen, Meter(worker=fleet.workers) as meter:
@@ -124,18 +134,22 @@ def _one(connection: psycopg.Connection[Any], query: LiteralString) -> Any:
     return None if row is None else row[0]
 
 
-def table(found: list[Waiting]) -> Table:
-    """A row for each."""
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    for column in (
-        "runs", "processes", "s each", "at once", "all done, s", "worker CPU ms a run", "peak MB a process",
-        "connections", "oldest beat, s", "failed",
-    ):  # fmt: skip
-        made.add_column(column, justify="right")
+def rows(found: Sequence[Waiting]) -> list[Row]:
+    """The aims are those of the project for 1,000 runs of 10 s in one process."""
+    made = []
     for one in found:
-        made.add_row(
-            f"{one.runs:,}", str(one.processes), f"{one.seconds:g}", f"{one.at_once:,}", f"{one.took:.1f}",
-            f"{one.cpu_ms:.1f}", f"{one.peak_mb:.0f}", str(one.connections), f"{one.late:.1f}",
-            str(one.failed),
-        )  # fmt: skip
+        aimed = (one.runs, one.processes, one.seconds) == (1_000, 1, 10)
+        figures = (
+            ("all done after", one.took, "s", at_most(13) if aimed else None),
+            ("failed", one.failed, "", at_most(0)),
+            ("running at once, at the most", one.at_once, "", None),
+            ("CPU a run, workers", one.cpu_ms, "ms", None),
+            ("peak of resident memory, a process", one.peak_mb, "MB", at_most(300) if aimed else None),
+            ("Postgres connections, in all", one.connections, "", at_most(12) if aimed else None),
+            ("oldest heartbeat", one.late, "s", at_most(STALE)),
+        )
+        label = f"{one.runs:,} of {one.seconds:g} s in {one.processes}: "
+        for name, value, unit, aim in figures:
+            made.append(Row(SECTION, label + name, value, unit, aim=aim))
+            label = "  "
     return made

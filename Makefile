@@ -49,7 +49,9 @@ format: .venv/.installed
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
+# The lock's versions are constraints here, so that the curves bring nothing that the tests do not know.
 bench: .venv/.installed
+	$(UV) pip install --quiet --python $(BIN)/python --group bench --constraint requirements.lock
 	$(BIN)/python -m bench
 
 chaos: .venv/.installed

@@ -1,4 +1,4 @@
-"""`python -m bench`: one run that measures all, one table and one JSON document."""
+"""`python -m bench`: one run that measures all, one table, one JSON document, and its curves."""
 
 from __future__ import annotations
 
@@ -33,6 +33,9 @@ FromOption = Annotated[
     Path | None,
     typer.Option("--from", exists=True, dir_okay=False, help="Show what this result holds; measure nothing."),
 ]
+DrawOption = Annotated[
+    Path | None, typer.Option("--draw", file_okay=False, help="Where the curves go; else beside the result.")
+]
 TopOption = Annotated[int, typer.Option("--top", min=1, help="How many functions are listed.")]
 
 
@@ -43,8 +46,9 @@ def bench(
     rounds: RoundsOption = None,
     only: OnlyOption = None,
     result: FromOption = None,
+    draw: DrawOption = None,
 ) -> None:
-    """Measures every section, prints one table and writes it as JSON."""
+    """Measures every section, prints one table, writes it as JSON and draws the curves."""
     if context.invoked_subcommand is not None:
         return
     if result is None:
@@ -53,6 +57,15 @@ def bench(
     report = Report.read(result)
     out.print(report.table())
     out.print(f"written to {result}", soft_wrap=True)
+    try:
+        from bench import curves
+    except ModuleNotFoundError as error:
+        if error.name != "matplotlib":
+            raise
+        out.print("no curves: matplotlib is not installed (make bench installs it)")
+        return
+    for path in curves.draw(report.measured, draw or result.with_suffix("")):
+        out.print(f"drawn in {path}", soft_wrap=True)
 
 
 def measure(load: Load, names: list[Name]) -> Path:

@@ -47,13 +47,13 @@ class Load:
 
 QUICK = Load(
     threads=40,
-    turns=3,
+    turns=2,
     samples=40,
     singles=100,
     batches=1,
     rounds=1,
     processes=(1, 2),
-    at_once=(8,),
+    at_once=(1, 8),
     waiting=((200, 1, 2.0),),
     idle=2,
     flooded=3,

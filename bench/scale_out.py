@@ -69,7 +69,7 @@ def rows(points: Sequence[Point]) -> list[Row]:
     fewest, most = min(mill), max(mill)
     made = [
         compared(
-            SECTION, f"{count} worker processes", point.runs_per_second, "runs/s",
+            SECTION, f"{count} worker process{'' if count == 1 else 'es'}", point.runs_per_second, "runs/s",
             f"{Naive.name}, as many", naive[count].runs_per_second,
         )
         for count, point in mill.items()
@@ -77,7 +77,12 @@ def rows(points: Sequence[Point]) -> list[Row]:
     kept, kept_naive = (them[most].per_core / them[fewest].per_core * 100 for them in (mill, naive))
     made.append(
         compared(
-            SECTION, f"runs for a second of a core, {most} processes of 1", kept, "%", Naive.name, kept_naive
+            SECTION,
+            f"runs a core-second: {most} processes against {fewest}",
+            kept,
+            "%",
+            Naive.name,
+            kept_naive,
         )
     )
     at_once = {point.at_once: point for point in points if point.at_once is not None}
@@ -87,5 +92,6 @@ def rows(points: Sequence[Point]) -> list[Row]:
             f"concurrency {min(at_once)}", at_once[min(at_once)].runs_per_second,
         )
         for count, point in at_once.items()
+        if count > min(at_once)
     ]  # fmt: skip
     return made

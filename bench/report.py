@@ -83,8 +83,9 @@ class Report:
 
     def _legend(self) -> str:
         aimed = [row.met for row in self.rows if row.met is not None]
+        met = f"{sum(aimed)} of {len(aimed)} aims are met. " if aimed else ""
         return (
-            f"{sum(aimed)} of {len(aimed)} aims are met. Where there are rounds, a figure is their median, "
+            f"{met}Where there are rounds, a figure is their median, "
             "and a ratio the median of the rounds' ratios.\nNaive Celery has as many processes; the bare "
             "loop is LangGraph in one process, one run at a time."
         )

@@ -85,13 +85,12 @@ def rows(points: Sequence[Point]) -> list[Row]:
             kept_naive,
         )
     )
-    at_once = {point.at_once: point for point in points if point.at_once is not None}
     made += [
         compared(
-            SECTION, f"one process, concurrency {count}", point.runs_per_second, "runs/s",
-            f"concurrency {min(at_once)}", at_once[min(at_once)].runs_per_second,
+            SECTION, f"one process, concurrency {point.at_once}", point.runs_per_second, "runs/s",
+            "the default concurrency", mill[fewest].runs_per_second,
         )
-        for count, point in at_once.items()
-        if count > min(at_once)
+        for point in points
+        if point.at_once is not None
     ]  # fmt: skip
     return made

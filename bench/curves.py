@@ -12,7 +12,7 @@ import matplotlib as mpl
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from bench.fairness import WEIGHTS
 from bench.growth import DELTA, STOCK_SAVER
@@ -137,6 +137,7 @@ def growth(found: Measured, figure: Figure, left: Axes, right: Axes) -> None:
         right.plot(turns, [one["size"] / 1e6 for one in ours], marks, **look)
     for axes, label in ((left, "kB"), (right, "MB")):
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("turns of the thread, 1 kB each way")

@@ -10,9 +10,11 @@ import pytest
 from langgraph.checkpoint.postgres import PostgresSaver
 from psycopg.rows import dict_row
 
+from threadmill.core.database import connect
 from threadmill.core.keys import thread_key
 from threadmill.core.settings import Settings
-from threadmill.core.transitions import keep_newest, pruning
+from threadmill.core.statement import compiled
+from threadmill.core.transitions import borrow_tenant, keep_newest, pruning
 from threadmill.dlq import Desk
 from threadmill.producers import Producer, Run
 from threadmill.workers import executor
@@ -271,6 +273,37 @@ def test_a_thread_that_is_longer_than_it_should_be_is_worked_off_by_its_next_run
 
     assert left == [10, 4, 1]
     assert texts(producer) == TURN * 7
+
+
+def test_a_long_thread_of_which_the_planner_knows_nothing_is_not_compared_with_itself(
+    run: Callable[..., Run], settings: Settings
+) -> None:
+    done = run("full")
+    where = {"tenant": "acme", "thread_id": "t", "key": "acme:t"}
+    keep, bind = compiled(keep_newest()), compiled(borrow_tenant())
+    parameters = keep.bind({**where, "run_id": done.id, "attempt": 1, "keep": 1})
+    with connect(settings) as connection, connection.transaction():
+        connection.execute(bind.sql, bind.bind({"tenant": "acme"}))
+        connection.execute(
+            "insert into checkpoints (thread_id, checkpoint_id, checkpoint, metadata)"
+            " select 'acme:t', '0' || n, jsonb_build_object('v', 4, 'channel_versions',"
+            "   jsonb_build_object('a', n::text, 'b', n::text)), '{}' from generate_series(1, 1000) n"
+        )
+        connection.execute(
+            "insert into checkpoint_blobs (thread_id, channel, version, type)"
+            " select 'acme:t', 'a', n::text, 'null' from generate_series(1, 1000) n"
+        )
+        connection.execute("update runs set finished_at = now() where id = %s", (done.id,))
+        row: Any = connection.execute(f"explain (analyze, format json) {keep.sql}", parameters).fetchone()
+        left: Any = connection.execute("select count(*) as number from checkpoint_blobs").fetchone()
+
+    assert left["number"] < 1000
+    todo = [row["QUERY PLAN"][0]["Plan"]]
+    while todo:
+        node = todo.pop()
+        todo += node.get("Plans", [])
+        compared = node.get("Rows Removed by Join Filter", 0) * node["Actual Loops"]
+        assert compared < 100_000, node
 
 
 def test_the_run_that_ends_decides_where_a_thread_has_runs_of_several_graphs(

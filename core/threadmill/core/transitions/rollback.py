@@ -39,18 +39,20 @@ IS_LIVE = """(
 # Everything of the checkpoints that `gone` names (checkpoint_ns, checkpoint_id): themselves, the writes
 # beside them, and the blobs to which no other checkpoint refers. All parts see the tables as they were
 # before. Where a thread's rows are compared to a set that may be large, it is by `not in` or `in … is true`,
-# which hash: the planner guesses that the sets are small, and would go through them for each row.
+# which hash: the planner guesses that the sets are small, and would go through them for each row. The blobs
+# are each looked up by its key, for the same reason: a join would compare all that the thread has with all
+# that is freed. Nobody moves them meanwhile, as a blob is never updated.
 REMOVAL = f"""
     removed_checkpoints as (
         delete from {SCHEMA}.checkpoints
         where thread_id = :key and exists (select from gone)
-            and (checkpoint_ns, checkpoint_id) in (select checkpoint_ns, checkpoint_id from gone)
+            and ((checkpoint_ns, checkpoint_id) in (select checkpoint_ns, checkpoint_id from gone)) is true
         returning checkpoint_ns, checkpoint -> 'channel_versions' as versions
     ),
     removed_writes as (
         delete from {SCHEMA}.checkpoint_writes
         where thread_id = :key and exists (select from gone)
-            and (checkpoint_ns, checkpoint_id) in (select checkpoint_ns, checkpoint_id from gone)
+            and ((checkpoint_ns, checkpoint_id) in (select checkpoint_ns, checkpoint_id from gone)) is true
     ),
     freed as (
         select checkpoint_ns, version.key as channel, version.value as version
@@ -64,9 +66,14 @@ REMOVAL = f"""
             and (checkpoint_ns, checkpoint_id) not in (select checkpoint_ns, checkpoint_id from gone)
     ),
     removed_blobs as (
-        delete from {SCHEMA}.checkpoint_blobs as blob using freed
-        where blob.thread_id = :key and blob.checkpoint_ns = freed.checkpoint_ns
-            and blob.channel = freed.channel and blob.version = freed.version
+        delete from {SCHEMA}.checkpoint_blobs where ctid = any(array(
+            select found.ctid from freed cross join lateral (
+                select ctid from {SCHEMA}.checkpoint_blobs as blob
+                where blob.thread_id = :key and blob.checkpoint_ns = freed.checkpoint_ns
+                    and blob.channel = freed.channel and blob.version = freed.version
+                limit 1
+            ) as found
+        ))
     )
 """  # noqa: S608 - the schema's name is a constant
 

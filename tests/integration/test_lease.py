@@ -160,7 +160,7 @@ def through(settings: Settings, proxy: Proxy) -> dict[str, str]:
 def start(serve: Callable[..., None], proxy: Proxy, start_local: Callable[..., Any]) -> Callable[..., Any]:
     """Starts workers that are quick to notice. The proxy is closed after they have stopped."""
     serve(GRAPHS, work={"durability": "sync", "retry_delay": 0, "retry_delay_max": 0})
-    return lambda **overrides: start_local(takes=True, **{**QUICK, **overrides})
+    return lambda *, takes=True, **overrides: start_local(takes=takes, **{**QUICK, **overrides})
 
 
 @pytest.fixture
@@ -445,7 +445,7 @@ def test_an_end_whose_answer_was_lost_takes_effect_once(
     producer: Producer,
     admin: Any,
 ) -> None:
-    worker = start(sweep_interval=60)
+    worker = start(sweep_interval=60, takes=False)  # whoever takes would have transactions of its own
     run = enqueue(text)
     lose_answer(worker, 2)
 

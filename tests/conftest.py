@@ -13,6 +13,7 @@ import tempfile
 import textwrap
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -88,23 +89,30 @@ def services(services_folder: Path) -> Iterator[tuple[str, str]]:
         yield database_url, broker_url
 
 
+@contextmanager
+def database_copied(server_url: str) -> Iterator[str]:
+    """The URL of a migrated and empty database on the server, for as long as the context lasts."""
+    name = f"threadmill_test_{os.getpid()}_{next(_numbers)}"
+    with psycopg.connect(server_url, autocommit=True) as connection:
+        connection.execute(f"create database {name} template {TEMPLATE} strategy file_copy")
+        yield with_database(server_url, name)
+        connection.execute(f"drop database {name} with (force)")
+
+
 @pytest.fixture
 def settings(services: tuple[str, str], tmp_path: Path) -> Iterator[Settings]:
     """Settings of a database and a queue of the test's own."""
-    database_url, broker_url = services
-    name = f"threadmill_test_{os.getpid()}_{next(_numbers)}"
-    with psycopg.connect(database_url, autocommit=True) as connection:
-        connection.execute(f"create database {name} template {TEMPLATE} strategy file_copy")
+    server_url, broker_url = services
+    with database_copied(server_url) as database_url:
         yield Settings(
-            database_url=with_database(database_url, name),
+            database_url=database_url,
             broker_url=broker_url,
-            queue=name,
+            queue=str(conninfo_to_dict(database_url)["dbname"]),
             folder=tmp_path / ".threadmill",
             graphs_file=tmp_path / "langgraph.json",
             graphs_refresh=0.001,
             log_format="json",
         )
-        connection.execute(f"drop database {name} with (force)")
 
 
 @pytest.fixture

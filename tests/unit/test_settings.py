@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 import pytest
@@ -153,3 +154,96 @@ def test_behind_a_pooler_the_other_way_must_be_set() -> None:
 
     with pytest.raises(SettingsInvalid, match="session_database_url"):
         settings.for_sessions()
+
+
+EU = {"name": "eu", "database_url": "postgresql://app@eu/app", "tenants": ["acme", "globex"]}
+US = {
+    "name": "us",
+    "database_url": "postgresql://app@us/app",
+    "tenants": ["initech"],
+    "broker_url": "redis://us",
+}
+
+
+def fleet(**values: object) -> Settings:
+    return Settings(**{"database_url": OURS, "broker_url": "redis://ours", "shards": [EU, US], **values})
+
+
+def test_a_tenant_is_on_its_shard_or_on_the_main_one() -> None:
+    settings = fleet()
+
+    tenants = ("acme", "globex", "initech", "hooli")
+    urls = [settings.for_tenant(tenant).located().database_url for tenant in tenants]
+
+    assert urls == [EU["database_url"], EU["database_url"], US["database_url"], OURS]
+
+
+def test_the_shards_are_taken_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THREADMILL_SHARDS", json.dumps([EU, US]))
+    monkeypatch.setenv("THREADMILL_SHARD", "us")
+
+    settings = Settings(database_url=OURS, broker_url="redis://ours").located()
+
+    assert (settings.database_url, settings.broker_url) == (US["database_url"], "redis://us")
+
+
+def test_a_shard_has_a_queue_of_its_own_and_knows_of_no_other() -> None:
+    settings = fleet(queue="bells", shard="eu").located()
+
+    assert (settings.queue, settings.broker_url) == ("bells.eu", "redis://ours")
+    assert settings.located() is settings
+    assert settings.for_tenant("initech").located().database_url == EU["database_url"]
+
+
+def test_the_settings_of_one_shard_stay_so_where_the_environment_has_them_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = fleet(shard="eu").located()
+    monkeypatch.setenv("THREADMILL_SHARDS", json.dumps([EU, US]))
+    monkeypatch.setenv("THREADMILL_SHARD", "eu")
+
+    # What a worker hands to the process of its quarantine.
+    handed_down = Settings(**json.loads(json.dumps(settings.model_dump(mode="json"))))
+
+    assert handed_down.located() == settings
+
+
+def test_past_the_pooler_of_a_shard_there_is_its_own_database() -> None:
+    eu = {**EU, "session_database_url": "postgresql://app@eu-direct/app"}
+    settings = fleet(shards=[eu, US], database_pooler="transaction", session_database_url=OURS)
+
+    assert settings.for_shard("eu").located().for_sessions().database_url == eu["session_database_url"]
+    with pytest.raises(SettingsInvalid, match="session_database_url"):
+        settings.for_shard("us").located().for_sessions()
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"shard": "asia"}, "shard: asia is none of the shards: eu, us"),
+        ({"shards": [], "shard": "eu"}, "there are none"),
+        ({"shards": [EU, {**US, "name": "eu"}]}, "the name eu is there twice"),
+        ({"shards": [EU, {**US, "tenants": ["acme"]}]}, "the tenant acme is there twice"),
+        ({"shards": [EU, {**US, "database_url": EU["database_url"]}]}, "eu must have a database of its own"),
+        ({"shards": [{**EU, "database_url": OURS}]}, "eu must have a database of its own"),
+        ({"shards": [{**EU, "tenants": ["a:b"]}]}, "shards: eu: tenant"),
+        ({"shards": [{**EU, "name": "e u"}]}, "shards.0.name"),
+        ({"shards": [{**EU, "database_uri": "x"}]}, "shards.0.database_uri"),
+        ({"shards": [{"name": "eu", "tenants": []}]}, "shards.0.database_url"),
+    ],
+)
+def test_shards_that_cannot_be_are_named(values: dict[str, object], problem: str) -> None:
+    with pytest.raises(SettingsInvalid) as raised:
+        fleet(**values)
+    assert problem in str(raised.value)
+
+
+def test_what_is_wrong_with_the_shards_does_not_show_their_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THREADMILL_SHARDS", '[{"database_url": "postgresql://u:hunter2@db/x"')
+    with pytest.raises(SettingsInvalid, match=r"shards.*no JSON") as torn:
+        Settings()
+    monkeypatch.setenv("THREADMILL_SHARDS", '[{"database_url": "postgresql://u:hunter2@db/x"}]')
+    with pytest.raises(SettingsInvalid, match=r"shards\.0\.name") as short:
+        Settings()
+    for error in (torn.value, short.value):
+        assert "hunter2" not in "".join(traceback.format_exception(error))

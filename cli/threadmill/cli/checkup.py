@@ -20,6 +20,7 @@ from threadmill.cli.fleet_checks import (
     find_workers,
 )
 from threadmill.cli.pooler_check import find_pooler
+from threadmill.cli.shard_check import find_strangers
 from threadmill.core.database import FLEET_ROLE, TENANT_ROLE, address, check_revision, connect
 from threadmill.core.errors import (
     BrokerUnavailable,
@@ -48,7 +49,9 @@ class Checkup:
     """
 
     def __init__(self, settings: Settings, *, embedded: bool) -> None:
-        self._settings = settings
+        """Raises ServicesNotFound."""
+        self._given = settings
+        self._settings = settings.located()
         self._embedded = embedded
 
     def findings(self) -> Iterator[Finding]:
@@ -82,6 +85,8 @@ class Checkup:
                 yield _checked("migrations", _migrations, fleet)
             if login and (pooler := find_pooler(self._settings)):
                 yield pooler
+            if self._given.shards:
+                yield _checked("shard", lambda found: find_strangers(found, self._given), fleet, missing)
             broker = self._broker()
             yield broker
             yield self._eviction_policy(answers=broker.status == "ok")

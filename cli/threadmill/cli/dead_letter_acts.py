@@ -78,7 +78,7 @@ def discard(
 ) -> None:
     """Give dead letters up; the threads that they held go on. `dlq restore` takes it back."""
     check_choice(letters, chosen, everything=everything)
-    with Desk(invocation_of(context).settings()) as desk:
+    with Desk(invocation_of(context).settings(of=chosen.tenant)) as desk:
         found = _agreed(desk, letters, chosen, ("waiting", "parked"), "discard", yes=yes, as_json=as_json)
         change_each(found, lambda letter: desk.discard(letter, because), as_json)
 
@@ -96,7 +96,7 @@ def park(
 ) -> None:
     """Take waiting dead letters away from the replay worker: they wait for a person from now on."""
     check_choice(letters, chosen, everything=everything)
-    with Desk(invocation_of(context).settings()) as desk:
+    with Desk(invocation_of(context).settings(of=chosen.tenant)) as desk:
         found = _agreed(desk, letters, chosen, ("waiting",), "park", yes=yes, as_json=as_json)
         change_each(found, lambda letter: desk.park(letter, because), as_json)
 

@@ -48,7 +48,7 @@ def pause(
 ) -> None:
     """Have the replay worker leave a graph, a tenant or a group alone, until `dlq unpause`."""
     kind, name = _one_of(graph=graph, tenant=tenant, group=group)
-    with Desk(invocation_of(context).settings()) as desk:
+    with Desk(invocation_of(context).settings(of=tenant)) as desk:
         desk.pause(kind, name, because)
     show(as_json, {"kind": kind, "name": name, "paused": True}, lambda: _paused_line(kind, name, "paused"))
 
@@ -62,7 +62,7 @@ def unpause(
 ) -> None:
     """Let the replay worker go on with what was paused."""
     kind, name = _one_of(graph=graph, tenant=tenant, group=group)
-    with Desk(invocation_of(context).settings()) as desk:
+    with Desk(invocation_of(context).settings(of=tenant)) as desk:
         desk.unpause(kind, name)
     show(as_json, {"kind": kind, "name": name, "paused": False}, lambda: _paused_line(kind, name, "goes on"))
 
@@ -86,7 +86,7 @@ def rate(
 ) -> None:
     """Set how many replays a second there may be, in all or of a graph or tenant."""
     kind, name = _one_of(graph=graph, tenant=tenant) if graph or tenant else ("all", "all")
-    with Desk(invocation_of(context).settings()) as desk:
+    with Desk(invocation_of(context).settings(of=tenant)) as desk:
         desk.set_rate(kind, name, None if value == "none" else parse_rate(value))
         found = desk.rates()
     show(as_json, [rate.to_dict() for rate in found], lambda: rates_table(found))

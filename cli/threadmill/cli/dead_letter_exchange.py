@@ -29,7 +29,7 @@ def export(
     chosen: LetterFilter,
 ) -> None:
     """Dead letters with their runs and inputs, a JSON object a line; without options all of them."""
-    with Desk(invocation_of(context).settings()) as desk:
+    with Desk(invocation_of(context).settings(of=chosen.tenant)) as desk:
         lines = desk.export(chosen)
         if output is None:
             number = _write(sys.stdout, lines)

@@ -85,7 +85,7 @@ def replay(
     if edited and dry_run:
         raise typer.BadParameter("--dry-run does not edit; use --mode scratch to try an --input or a --patch")
     speed = None if rate is None else parse_rate(rate)
-    settings = invocation_of(context).settings()
+    settings = invocation_of(context).settings(of=chosen.tenant)
     with Desk(settings) as desk:
         if dry_run:
             _show_plan(settings, desk, letters, chosen, mode, as_json=as_json)

@@ -39,7 +39,7 @@ def list_letters(
     chosen: LetterFilter,
 ) -> None:
     """Dead letters, the newest first."""
-    with Desk(invocation_of(context).settings()) as desk:
+    with Desk(invocation_of(context).settings(of=chosen.tenant)) as desk:
         letters = desk.list(chosen, limit=limit, after=after)
     show(as_json, [letter.to_dict() for letter in letters], lambda: letters_table(letters))
     if not as_json and len(letters) == limit:
@@ -55,7 +55,7 @@ def groups(
     as_json: JsonOption = False,
 ) -> None:
     """What failed in the same way, as one: how often, since when, and how its drain stands."""
-    with Desk(invocation_of(context).settings()) as desk:
+    with Desk(invocation_of(context).settings(of=tenant)) as desk:
         found = desk.groups(tenant=tenant, graph=graph, limit=limit, after=after)
     show(as_json, [group.to_dict() for group in found], lambda: groups_table(found))
     if not as_json and len(found) == limit:

@@ -16,7 +16,7 @@ from threadmill.cli.output import coloured, show, text
 def doctor(context: typer.Context, as_json: JsonOption = False) -> None:
     """Look at database, roles, migrations, broker, workers, graphs, clocks, breakers and dead letters."""
     settings = invocation_of(context).settings()
-    checkup = Checkup(settings.located(), embedded=not settings.database_url)
+    checkup = Checkup(settings, embedded=not settings.database_url)
     findings = list(checkup.findings())
     healthy = all(finding.status != "fail" for finding in findings)
     document = {"ok": healthy, "checks": [finding.to_dict() for finding in findings]}

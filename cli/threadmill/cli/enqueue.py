@@ -122,7 +122,7 @@ def enqueue(
     as_json: JsonOption = False,
 ) -> None:
     """Put a run in; it is committed when this returns."""
-    with Producer(invocation_of(context).settings()) as producer:
+    with Producer(invocation_of(context).settings(of=tenant)) as producer:
         run = producer.enqueue(
             graph,
             input,

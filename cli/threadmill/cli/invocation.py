@@ -18,21 +18,23 @@ from threadmill.producers.queries import MAX_PAGE
 class Invocation:
     """One call of the command line.
 
-    folder: None where it is left to the environment. as_json: whether --json was given.
+    folder, shard: None where it is left to the environment. as_json: whether --json was given.
     """
 
     folder: Path | None = None
+    shard: str | None = None
     as_json: bool = False
 
-    def settings(self, **overrides: Any) -> Settings:
+    def settings(self, *, of: str | None = None, **overrides: Any) -> Settings:
         """The settings, with those overrides that are not None. Raises SettingsInvalid.
 
+        of: the tenant that the command names, if any: its shard is meant, whatever the options say.
         From here on logs go to stderr: stdout belongs to the command's result.
         """
-        given = {"folder": self.folder, **overrides}
+        given = {"folder": self.folder, "shard": self.shard, **overrides}
         settings = Settings(**{name: value for name, value in given.items() if value is not None})
         configure_logs(settings)
-        return settings
+        return settings if of is None else settings.for_tenant(of)
 
 
 def invocation_of(context: typer.Context) -> Invocation:
@@ -63,6 +65,14 @@ FolderOption = Annotated[
         "--folder",
         metavar="PATH",
         help="Where `threadmill dev` keeps its services; default: $THREADMILL_FOLDER or .threadmill.",
+    ),
+]
+ShardOption = Annotated[
+    str | None,
+    typer.Option(
+        "--shard",
+        metavar="NAME",
+        help="Which of $THREADMILL_SHARDS is meant, where no tenant says so; default: $THREADMILL_SHARD.",
     ),
 ]
 JsonOption = Annotated[

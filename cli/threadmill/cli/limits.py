@@ -109,7 +109,7 @@ def resume_graph(context: typer.Context, graph: GraphArgument, as_json: JsonOpti
 
 def change(context: typer.Context, kind: Kind, name: str, changes: dict[str, Any], as_json: bool) -> None:
     """Makes the change and shows what holds now."""
-    with Limits(invocation_of(context).settings()) as limits:
+    with Limits(invocation_of(context).settings(of=name if kind == "tenant" else None)) as limits:
         limit = limits.set(kind, name, **changes)
     show(as_json, limit.to_dict(), lambda: _facts(limit))
 

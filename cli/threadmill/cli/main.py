@@ -17,6 +17,7 @@ from threadmill.cli.invocation import (
     FolderOption,
     Invocation,
     JsonOption,
+    ShardOption,
     VersionOption,
     invocation_of,
 )
@@ -47,9 +48,14 @@ app = typer.Typer(
 
 
 @app.callback()
-def root(context: typer.Context, folder: FolderOption = None, version: VersionOption = False) -> None:  # noqa: ARG001
+def root(
+    context: typer.Context,
+    folder: FolderOption = None,
+    shard: ShardOption = None,
+    version: VersionOption = False,  # noqa: ARG001
+) -> None:
     """Threadmill runs LangGraph graphs as a fleet: durable runs, ordered threads, isolated tenants."""
-    context.obj = Invocation(folder)
+    context.obj = Invocation(folder, shard)
 
 
 def demo(context: typer.Context, as_json: JsonOption = False) -> None:

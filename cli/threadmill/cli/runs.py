@@ -63,7 +63,7 @@ def list_runs(
     as_json: JsonOption = False,
 ) -> None:
     """Runs, the newest first."""
-    with Ledger(invocation_of(context).settings()) as ledger:
+    with Ledger(invocation_of(context).settings(of=tenant)) as ledger:
         records = ledger.runs(
             tenant=tenant, thread_id=thread, status=status, graph=graph, limit=limit, after=after
         )
@@ -84,7 +84,7 @@ def show_run(
     as_json: JsonOption = False,
 ) -> None:
     """One run: how it stands, what it waits for, and what became of each attempt that did not succeed."""
-    with Ledger(invocation_of(context).settings()) as ledger:
+    with Ledger(invocation_of(context).settings(of=tenant)) as ledger:
         run, standing = ledger.record(run_id, tenant)
         rows = ledger.attempts(run.id) if attempts or not as_json else []
     document = run.to_dict()
@@ -112,7 +112,7 @@ def stream(
 
     It must have been enqueued with `--stream-mode`.
     """
-    settings = invocation_of(context).settings()
+    settings = invocation_of(context).settings(of=tenant)
     if tenant is None:
         with Ledger(settings) as ledger:
             tenant = ledger.run(run_id).tenant
@@ -139,7 +139,7 @@ def cancel(
     as_json: JsonOption = False,
 ) -> None:
     """End an unfinished run as interrupted; what its attempt goes on to write is refused."""
-    settings = invocation_of(context).settings()
+    settings = invocation_of(context).settings(of=tenant)
     if tenant is None:
         with Ledger(settings) as ledger:
             tenant = ledger.run(run_id).tenant

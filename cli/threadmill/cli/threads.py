@@ -47,7 +47,7 @@ def list_threads(
     as_json: JsonOption = False,
 ) -> None:
     """Threads, by tenant and id; those that a dead letter holds with since when, and how many runs wait."""
-    with Ledger(invocation_of(context).settings()) as ledger:
+    with Ledger(invocation_of(context).settings(of=tenant)) as ledger:
         threads = ledger.threads(tenant=tenant, status=status, held=held, limit=limit, after=after)
     show(as_json, [_document(thread) for thread in threads], lambda: _threads_table(threads))
     if not as_json and len(threads) == limit:
@@ -62,7 +62,7 @@ def show_thread(
     context: typer.Context, thread: ThreadArgument, tenant: OwnerOption, as_json: JsonOption = False
 ) -> None:
     """What a thread has come to: its state, what it waits for, what holds it, its last runs."""
-    settings = invocation_of(context).settings()
+    settings = invocation_of(context).settings(of=tenant)
     with Producer(settings) as producer, Ledger(settings) as ledger:
         state = producer.state(tenant, thread)
         row = ledger.thread(tenant, thread)
@@ -88,7 +88,7 @@ def history(
     as_json: JsonOption = False,
 ) -> None:
     """A thread's checkpoints, the newest first, with the run that wrote each."""
-    with Producer(invocation_of(context).settings()) as producer:
+    with Producer(invocation_of(context).settings(of=tenant)) as producer:
         checkpoints = producer.history(tenant, thread, limit=limit, after=after)
     show(as_json, checkpoints, lambda: _history_table(checkpoints))
     if not as_json and len(checkpoints) == limit:

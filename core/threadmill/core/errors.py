@@ -9,6 +9,7 @@
     │   ├── ReservedKey               `config.configurable` holds a key that Threadmill or LangGraph owns
     │   ├── ImportInvalid             a file of dead letters is cut off, was changed, or is none
     │   ├── FleetOnly                 a desk that is bound to a tenant was asked for what concerns all
+    │   ├── ShardsApart               one call has tenants whose ledgers are different databases
     │   └── UnknownGraph              no worker has ever announced a graph of that name
     ├── Conflict                      the request is well formed, but the ledger's state forbids it
     │   ├── IdempotencyConflict       the idempotency key was used for a different run
@@ -141,6 +142,17 @@ class FleetOnly(InvalidRequest):
 
     def __str__(self) -> str:
         return f"{self.action} concerns every tenant, and this desk is bound to {self.tenant}"
+
+
+class ShardsApart(InvalidRequest):
+    """One call, which is one transaction, has tenants whose ledgers are different databases."""
+
+    def __init__(self, tenant: str, other: str) -> None:
+        super().__init__(tenant, other)
+        self.tenant, self.other = tenant, other
+
+    def __str__(self) -> str:
+        return f"{self.tenant} and {self.other} are of different shards: enqueue for each shard by itself"
 
 
 class UnknownGraph(InvalidRequest):

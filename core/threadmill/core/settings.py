@@ -4,17 +4,34 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
-from threadmill.core.errors import ServicesNotFound, SettingsInvalid
+from threadmill.core.errors import InvalidTenant, ServicesNotFound, SettingsInvalid
+from threadmill.core.keys import check_tenant
 
 SERVICES_FILE = "services.json"
+# The shard of all tenants that no other has: the ledger at `database_url`.
+MAIN_SHARD = ""
 # In the environment everything is text: there, "none" stands for None.
 _NONE = BeforeValidator(lambda value: None if str(value).lower() == "none" else value)
+
+
+class Shard(BaseModel):
+    """A ledger of its own for some tenants, with workers of its own: what is down there harms nobody else."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")
+    database_url: str = Field(min_length=1)
+    session_database_url: str = ""
+    broker_url: str = Field(default="", description="empty: the fleet's")
+    tenants: tuple[str, ...]
 
 
 class Settings(BaseSettings):
@@ -35,6 +52,13 @@ class Settings(BaseSettings):
         default="", description="the same database where a session lasts; empty: database_url"
     )
     broker_url: str = Field(default="", description="redis://host:port/0, or another URL that Celery takes")
+    shards: tuple[Shard, ...] = Field(
+        default=(),
+        description='whose ledger is elsewhere: [{"name": "eu", "database_url": "…", "tenants": ["acme"]}]',
+    )
+    shard: str = Field(
+        default=MAIN_SHARD, description="which of the shards is meant, where no tenant says so; empty: none"
+    )
     graphs_file: Path = Field(default=Path("langgraph.json"), description="what the workers serve")
 
     queue: str = Field(default="threadmill", min_length=1, description="the Celery queue of the doorbells")
@@ -92,15 +116,50 @@ class Settings(BaseSettings):
             raise SettingsInvalid(
                 [f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']}" for e in error.errors()]
             ) from None
+        except SettingsError as error:  # of the environment; names the field, and its cause may hold the text
+            raise SettingsInvalid([f"{error}: is no JSON"]) from None
 
     def model_post_init(self, _context: object, /) -> None:
+        problems = list(self._problems_of_shards())
         if self.heartbeat_interval >= self.heartbeat_timeout:
-            raise SettingsInvalid(
-                [
-                    f"heartbeat_interval {self.heartbeat_interval:g} s must be shorter than "
-                    f"heartbeat_timeout {self.heartbeat_timeout:g} s"
-                ]
+            problems.append(
+                f"heartbeat_interval {self.heartbeat_interval:g} s must be shorter than "
+                f"heartbeat_timeout {self.heartbeat_timeout:g} s"
             )
+        if problems:
+            raise SettingsInvalid(problems)
+
+    def _problems_of_shards(self) -> Iterator[str]:
+        for shard in self.shards:
+            for tenant in shard.tenants:
+                try:
+                    check_tenant(tenant)
+                except InvalidTenant as error:
+                    yield f"shards: {shard.name}: {error}"
+        names = [shard.name for shard in self.shards]
+        for what, values in (
+            ("name", names),
+            ("tenant", [tenant for shard in self.shards for tenant in shard.tenants]),
+        ):
+            if several := [value for value, number in Counter(values).items() if number > 1]:
+                yield f"shards: the {what} {several[0]} is there twice"
+        urls = Counter([self.database_url, *(shard.database_url for shard in self.shards)])
+        if shared := [shard.name for shard in self.shards if urls[shard.database_url] > 1]:
+            yield f"shards: {shared[0]} must have a database of its own"
+        if self.shard not in (MAIN_SHARD, *names):
+            yield f"shard: {self.shard} is none of the shards: {', '.join(names) or 'there are none'}"
+
+    def homes(self) -> dict[str, str]:
+        """The shard of each tenant that is not on the main one."""
+        return {tenant: shard.name for shard in self.shards for tenant in shard.tenants}
+
+    def for_shard(self, name: str) -> Settings:
+        """These settings where this shard is meant."""
+        return self.model_copy(update={"shard": name})
+
+    def for_tenant(self, tenant: str) -> Settings:
+        """These settings where the tenant's shard is meant."""
+        return self.for_shard(self.homes().get(tenant, MAIN_SHARD))
 
     def for_sessions(self) -> Settings:
         """These settings for what needs a session that lasts: leases, the leader, notifications, migrations.
@@ -125,10 +184,13 @@ class Settings(BaseSettings):
         )
 
     def located(self) -> Settings:
-        """These settings with both service URLs filled in.
+        """These settings for one ledger alone, with both service URLs filled in.
 
-        Raises ServicesNotFound where one is neither set nor offered by a running `threadmill dev`.
+        Where a shard is meant they are its own, and the queue is, too. Raises ServicesNotFound where one is
+        neither set nor offered by a running `threadmill dev`.
         """
+        if self.shards:
+            return self._narrowed().located()
         if self.database_url and self.broker_url:
             return self
         services = running_services(self.folder)
@@ -139,6 +201,19 @@ class Settings(BaseSettings):
             if not url:
                 raise ServicesNotFound(f"THREADMILL_{name.upper()}", str(self.folder.absolute()))
         return self.model_copy(update=found)
+
+    def _narrowed(self) -> Settings:
+        """Without the other shards."""
+        alone: dict[str, Any] = {"shards": (), "shard": MAIN_SHARD}
+        for shard in self.shards:
+            if shard.name == self.shard:
+                alone |= {
+                    "database_url": shard.database_url,
+                    "session_database_url": shard.session_database_url,
+                    "broker_url": shard.broker_url or self.broker_url,
+                    "queue": f"{self.queue}.{shard.name}",  # the shards' bells may go through one Redis
+                }
+        return self.model_copy(update=alone)
 
 
 def running_services(folder: Path) -> dict[str, str]:

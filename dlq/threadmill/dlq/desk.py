@@ -71,7 +71,7 @@ class Desk:
     def __init__(self, settings: Settings, tenant: str | None = None) -> None:
         """Raises ServicesNotFound and InvalidTenant."""
         self._tenant = None if tenant is None else check_tenant(tenant)
-        self._settings = settings.located()
+        self._settings = (settings if tenant is None else settings.for_tenant(tenant)).located()
         self._database = Database(self._settings)
         self._doorbell = Doorbell(self._settings)
         catalogue = Catalogue(self._settings.graphs_refresh)

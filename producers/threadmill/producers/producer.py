@@ -8,10 +8,8 @@ import uuid
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, Unpack
 
-from threadmill.core.database import AsyncDatabase, Database
-from threadmill.core.doorbell import Bell, Doorbell
+from threadmill.core.doorbell import Bell
 from threadmill.core.errors import InvalidOption, WaitTimeout
-from threadmill.core.publisher import Publisher
 from threadmill.core.settings import Settings
 from threadmill.core.statement import (
     AsyncCaller,
@@ -24,11 +22,10 @@ from threadmill.producers.cancellation import CancelAction
 from threadmill.producers.catalogue import Catalogue
 from threadmill.producers.enqueue import enqueue, enqueue_within
 from threadmill.producers.events import Event, follow, follow_async
-from threadmill.producers.quotas import Quotas
 from threadmill.producers.request import RunOptions, RunRequest, check_request
 from threadmill.producers.run import Run
+from threadmill.producers.shards import AsyncLedger, Ledger, Shards
 from threadmill.producers.state import ThreadState, read_history, read_state
-from threadmill.producers.waiting import AsyncNotices, Notices
 
 T = TypeVar("T")
 
@@ -63,13 +60,8 @@ class Producer:
 
     def __init__(self, settings: Settings | None = None) -> None:
         """Settings from the environment unless given. Raises SettingsInvalid and ServicesNotFound."""
-        self._settings = (settings or Settings()).located()
-        self._database = Database(self._settings)
-        self._doorbell = Doorbell(self._settings)
-        self._notices = Notices(self._settings)
-        self._publisher = Publisher(self._settings)
-        self._catalogue = Catalogue(self._settings.graphs_refresh)
-        self._quotas = Quotas(self._settings)
+        self._settings = settings or Settings()
+        self._shards = Shards(self._settings, Ledger)
 
     def __enter__(self) -> Producer:
         return self
@@ -79,10 +71,8 @@ class Producer:
 
     def close(self) -> None:
         """Gives back all connections."""
-        self._database.close()
-        self._notices.close()
-        self._publisher.close()
-        self._doorbell.close()
+        for ledger in self._shards.made:
+            ledger.close()
 
     def enqueue(
         self,
@@ -117,21 +107,22 @@ class Producer:
         checked = _check_requests(self._settings, requests)
         if not checked:
             return []
-        if not self._catalogue.knows(request.graph for request in checked):
-            self._database.carry_out(self._catalogue.read())
-        _check_inputs(checked, self._catalogue)
-        with self._quotas.refusing():
+        ledger = self._shards.of_all(request.tenant for request in checked)
+        if not ledger.catalogue.knows(request.graph for request in checked):
+            ledger.database.carry_out(ledger.catalogue.read())
+        _check_inputs(checked, ledger.catalogue)
+        with ledger.quotas.refusing():
             if session is not None:
-                plan = enqueue_within(checked, self._catalogue, self._quotas)
+                plan = enqueue_within(checked, ledger.catalogue, ledger.quotas)
                 return carry_out_within(session, plan).runs
-            enqueued = self._database.carry_out(enqueue(checked, self._catalogue, self._quotas))
-        self._publisher.tell_cancelled(*enqueued.cancelled)
-        self._doorbell.ring(enqueued.bells)
+            enqueued = ledger.database.carry_out(enqueue(checked, ledger.catalogue, ledger.quotas))
+        ledger.publisher.tell_cancelled(*enqueued.cancelled)
+        ledger.doorbell.ring(enqueued.bells)
         return enqueued.runs
 
     def get(self, run_id: str | uuid.UUID, *, tenant: str) -> Run:
         """The run as it stands. Raises RunNotFound, also for another tenant's."""
-        return self._database.carry_out(queries.get(run_id, tenant))
+        return self._shards.of(tenant).database.carry_out(queries.get(run_id, tenant))
 
     def list(
         self,
@@ -144,7 +135,7 @@ class Producer:
         after: str | None = None,
     ) -> list[Run]:
         """A page of the tenant's runs, newest first. after: the id of the last run of the page before."""
-        return self._database.carry_out(
+        return self._shards.of(tenant).database.carry_out(
             queries.list_runs(
                 tenant, thread_id=thread_id, status=status, graph=graph, limit=limit, after=after
             )
@@ -157,24 +148,25 @@ class Producer:
         thread stands where it stood before. Items of the store stay in any case.
         Raises InvalidOption, RunNotFound, and NotCancellable for a finished run.
         """
-        run, bells = self._database.carry_out(queries.cancel_run(run_id, tenant, action))
-        self._publisher.tell_cancelled(run.id)
-        self._doorbell.ring(bells)
+        ledger = self._shards.of(tenant)
+        run, bells = ledger.database.carry_out(queries.cancel_run(run_id, tenant, action))
+        ledger.publisher.tell_cancelled(run.id)
+        ledger.doorbell.ring(bells)
         return run
 
     def state(self, tenant: str, thread_id: str) -> ThreadState:
         """The thread's state as JSON. Raises ThreadNotFound."""
-        return self._database.carry_out(read_state(tenant, thread_id))
+        return self._shards.of(tenant).database.carry_out(read_state(tenant, thread_id))
 
     def history(self, tenant: str, thread_id: str, *, limit: int = 100, after: str | None = None) -> History:
         """The thread's checkpoints, newest first. after: the last checkpoint id of the page before."""
         queries.check_page(limit, None)
-        return self._database.carry_out(read_history(tenant, thread_id, limit, after))
+        return self._shards.of(tenant).database.carry_out(read_history(tenant, thread_id, limit, after))
 
     def wait(self, run_id: str | uuid.UUID, *, tenant: str, timeout: float | None = None) -> Run:
         """The finished run. timeout: seconds, None waits for ever. Raises WaitTimeout and RunNotFound."""
         ends_at = time.monotonic() + (float("inf") if timeout is None else timeout)
-        with self._notices.of(str(run_id)) as wait:
+        with self._shards.of(tenant).notices.of(str(run_id)) as wait:
             while True:
                 run = self.get(run_id, tenant=tenant)
                 left = ends_at - time.monotonic()
@@ -193,7 +185,8 @@ class Producer:
         events, `missed` of the next one counts them.
         Raises RunNotFound and NotStreamed.
         """
-        return follow(self._settings, self._database, run_id, tenant, after)
+        ledger = self._shards.of(tenant)
+        return follow(ledger.settings, ledger.database, run_id, tenant, after)
 
 
 class AsyncProducer:
@@ -201,13 +194,8 @@ class AsyncProducer:
 
     def __init__(self, settings: Settings | None = None) -> None:
         """Settings from the environment unless given. Raises SettingsInvalid and ServicesNotFound."""
-        self._settings = (settings or Settings()).located()
-        self._database = AsyncDatabase(self._settings)
-        self._doorbell = Doorbell(self._settings)
-        self._notices: AsyncNotices | None = None  # its connection belongs to the loop that first needs it
-        self._publisher = Publisher(self._settings)
-        self._catalogue = Catalogue(self._settings.graphs_refresh)
-        self._quotas = Quotas(self._settings)
+        self._settings = settings or Settings()
+        self._shards = Shards(self._settings, AsyncLedger)
 
     async def __aenter__(self) -> AsyncProducer:
         return self
@@ -217,11 +205,8 @@ class AsyncProducer:
 
     async def close(self) -> None:
         """Gives back all connections."""
-        await self._database.close()
-        if self._notices is not None:
-            await self._notices.close()
-        self._publisher.close()
-        await asyncio.to_thread(self._doorbell.close)
+        for ledger in self._shards.made:
+            await ledger.close()
 
     async def enqueue(
         self,
@@ -244,33 +229,21 @@ class AsyncProducer:
         checked = _check_requests(self._settings, requests)
         if not checked:
             return []
-        if not self._catalogue.knows(request.graph for request in checked):
-            await self._database.carry_out(self._catalogue.read())
-        _check_inputs(checked, self._catalogue)
-        with self._quotas.refusing():
+        ledger = self._shards.of_all(request.tenant for request in checked)
+        if not ledger.catalogue.knows(request.graph for request in checked):
+            await ledger.database.carry_out(ledger.catalogue.read())
+        _check_inputs(checked, ledger.catalogue)
+        with ledger.quotas.refusing():
             if session is not None:
-                plan = enqueue_within(checked, self._catalogue, self._quotas)
+                plan = enqueue_within(checked, ledger.catalogue, ledger.quotas)
                 return (await carry_out_within_async(session, plan)).runs
-            enqueued = await self._database.carry_out(enqueue(checked, self._catalogue, self._quotas))
-        await self._announce(enqueued.cancelled, enqueued.bells)
+            enqueued = await ledger.database.carry_out(enqueue(checked, ledger.catalogue, ledger.quotas))
+        await _announce(ledger, enqueued.cancelled, enqueued.bells)
         return enqueued.runs
-
-    def _loop_notices(self) -> AsyncNotices:
-        if self._notices is None:
-            self._notices = AsyncNotices(self._settings)
-        return self._notices
-
-    async def _announce(self, cancelled: Sequence[uuid.UUID | str], bells: Sequence[Bell]) -> None:
-        if cancelled or bells:  # Celery's client blocks
-            await asyncio.to_thread(self._tell_and_ring, cancelled, bells)
-
-    def _tell_and_ring(self, cancelled: Sequence[uuid.UUID | str], bells: Sequence[Bell]) -> None:
-        self._publisher.tell_cancelled(*cancelled)
-        self._doorbell.ring(bells)
 
     async def get(self, run_id: str | uuid.UUID, *, tenant: str) -> Run:
         """See Producer.get."""
-        return await self._database.carry_out(queries.get(run_id, tenant))
+        return await self._shards.of(tenant).database.carry_out(queries.get(run_id, tenant))
 
     async def list(
         self,
@@ -283,7 +256,7 @@ class AsyncProducer:
         after: str | None = None,
     ) -> list[Run]:
         """See Producer.list."""
-        return await self._database.carry_out(
+        return await self._shards.of(tenant).database.carry_out(
             queries.list_runs(
                 tenant, thread_id=thread_id, status=status, graph=graph, limit=limit, after=after
             )
@@ -293,25 +266,26 @@ class AsyncProducer:
         self, run_id: str | uuid.UUID, *, tenant: str, action: CancelAction = "interrupt"
     ) -> Run:
         """See Producer.cancel."""
-        run, bells = await self._database.carry_out(queries.cancel_run(run_id, tenant, action))
-        await self._announce([run.id], bells)
+        ledger = self._shards.of(tenant)
+        run, bells = await ledger.database.carry_out(queries.cancel_run(run_id, tenant, action))
+        await _announce(ledger, [run.id], bells)
         return run
 
     async def state(self, tenant: str, thread_id: str) -> ThreadState:
         """See Producer.state."""
-        return await self._database.carry_out(read_state(tenant, thread_id))
+        return await self._shards.of(tenant).database.carry_out(read_state(tenant, thread_id))
 
     async def history(
         self, tenant: str, thread_id: str, *, limit: int = 100, after: str | None = None
     ) -> History:
         """See Producer.history."""
         queries.check_page(limit, None)
-        return await self._database.carry_out(read_history(tenant, thread_id, limit, after))
+        return await self._shards.of(tenant).database.carry_out(read_history(tenant, thread_id, limit, after))
 
     async def wait(self, run_id: str | uuid.UUID, *, tenant: str, timeout: float | None = None) -> Run:
         """See Producer.wait."""
         ends_at = time.monotonic() + (float("inf") if timeout is None else timeout)
-        async with self._loop_notices().of(str(run_id)) as wait:
+        async with self._shards.of(tenant).notices.of(str(run_id)) as wait:
             while True:
                 run = await self.get(run_id, tenant=tenant)
                 left = ends_at - time.monotonic()
@@ -325,4 +299,14 @@ class AsyncProducer:
         self, run_id: str | uuid.UUID, *, tenant: str, after: str | None = None
     ) -> AsyncIterator[Event]:
         """See Producer.stream."""
-        return follow_async(self._settings, self._database, run_id, tenant, after)
+        ledger = self._shards.of(tenant)
+        return follow_async(ledger.settings, ledger.database, run_id, tenant, after)
+
+
+async def _announce(ledger: AsyncLedger, cancelled: Sequence[uuid.UUID | str], bells: Sequence[Bell]) -> None:
+    def tell_and_ring() -> None:
+        ledger.publisher.tell_cancelled(*cancelled)
+        ledger.doorbell.ring(bells)
+
+    if cancelled or bells:  # Celery's client blocks
+        await asyncio.to_thread(tell_and_ring)

@@ -181,7 +181,7 @@ def test_who_waits_for_a_cancelled_run_is_told(
 
     with (
         Producer(settings) as other,
-        producer._notices.of(run.id) as wait,
+        producer._shards.of("acme").notices.of(run.id) as wait,
         ThreadPoolExecutor(1) as pool,
     ):
         told = pool.submit(wait, 30)
@@ -273,7 +273,7 @@ async def test_the_asyncio_producer_cancels_and_tells_too(
     monkeypatch.setattr(waiting, "TRUST_SECONDS", 30.0)
     async with AsyncProducer(settings) as producer, AsyncProducer(settings) as other:
         run = await producer.enqueue("work", {"texts": ["a"]}, tenant="acme", thread_id="t")
-        async with producer._loop_notices().of(run.id) as wait:
+        async with producer._shards.of("acme").notices.of(run.id) as wait:
             told = asyncio.create_task(wait(30))
             assert (await other.cancel(run.id, tenant="acme")).status == "interrupted"
             async with asyncio.timeout(20):

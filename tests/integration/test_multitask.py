@@ -179,7 +179,7 @@ def test_who_waits_for_a_run_that_was_cancelled_is_told(
 ) -> None:
     monkeypatch.setattr(waiting, "TRUST_SECONDS", 30.0)
     run = enqueue("a")
-    with producer._notices.of(run.id) as wait, ThreadPoolExecutor(1) as pool:
+    with producer._shards.of("acme").notices.of(run.id) as wait, ThreadPoolExecutor(1) as pool:
         told = pool.submit(wait, 30)
         enqueue("b", strategy)
         told.result(20)
@@ -339,7 +339,7 @@ def test_it_is_one_round_trip_and_costs_the_others_nothing(
     worker: Any, settings: Settings, producer: Producer
 ) -> None:
     catalogue = Catalogue(60)
-    producer._database.carry_out(catalogue.read())
+    producer._shards.of("acme").database.carry_out(catalogue.read())
 
     def first_batch(strategy: Any) -> Any:
         request = check_request(

@@ -363,6 +363,16 @@ def test_a_claim_looks_at_its_own_thread_alone_though_all_was_quiet_when_it_was_
         assert all("thread_id" in condition for _, condition in looked), f"{name}: {looked}"
 
 
+def test_a_claim_does_not_look_at_all_that_is_running(plan_of: Any, admin: Any) -> None:
+    # The planner takes the index of what is running that it believes to be smallest: here there is one.
+    admin.execute("drop index runs_one_running_per_thread")
+
+    for statement, parameters in ((claim(), {**LANE, "run_id": RUN, **CLAIMANT}), (claim_taken(), CLAIMANT)):
+        found = list(conditions(plan_of(statement, parameters)))
+        assert ("runs_unfinished_idx", "((tenant = runs.tenant) AND (thread_id = runs.thread_id))") in found
+        assert "runs_worker_idx" not in {index for index, _ in found}
+
+
 def test_a_deep_lane_costs_a_sweep_no_more_than_a_glance(
     settings: Settings, explain: Any, admin: Any
 ) -> None:

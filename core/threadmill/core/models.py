@@ -163,7 +163,12 @@ class Run(Base):
             "deadline",
             postgresql_where=text("status = 'pending' and deadline is not null"),
         ),
-        Index("runs_worker_idx", "worker_id", postgresql_where=text("status = 'running'")),
+        # What a worker holds. Its condition is no other index's, or the planner may take one for the other.
+        Index(
+            "runs_worker_idx",
+            "worker_id",
+            postgresql_where=text("status = 'running' and worker_id is not null"),
+        ),
         Index("runs_output_idx", "finished_at", postgresql_where=text("output is not null")),
         # What is past its time, and how fast runs end at present.
         Index("runs_finished_idx", "finished_at", postgresql_where=text("finished_at is not null")),

@@ -124,7 +124,11 @@ def runs_without_worker() -> Executable:
     # Not in: one look at the few workers there are, and one reading of the index of running runs.
     return (
         select(*_HELD_COLUMNS)
-        .where(RUNS.c.status == word("running"), RUNS.c.worker_id.not_in(select(WORKERS.c.id)))
+        .where(
+            RUNS.c.status == word("running"),
+            RUNS.c.worker_id.is_not(None),
+            RUNS.c.worker_id.not_in(select(WORKERS.c.id)),
+        )
         .order_by(RUNS.c.worker_id)
         .limit(bindparam("limit", type_=Integer))
     )

@@ -20,7 +20,8 @@ class Load:
     processes, at_once: of the scale-out, each with a round's runs. waiting: runs that wait, in so many
     processes, for so many seconds. idle, flooded: seconds for which the small tenants come by. flood: runs of
     the tenant that floods. weighted: runs of each that has a weight. places: turns of the thread that grows.
-    dead_letters: among so many pages are read, each so many times (looks).
+    dead_letters: among so many pages are read, each so many times (looks). replays: letters that are drained,
+    with each of these windows.
     """
 
     threads: int = 200
@@ -39,6 +40,8 @@ class Load:
     places: Sequence[int] = (10, 50, 100, 200, 300, 400, 500)
     dead_letters: int = 1_000_000
     looks: int = 15
+    replays: int = 10_000
+    windows: Sequence[int] = (64, 256)
 
     @property
     def runs(self) -> int:
@@ -62,6 +65,8 @@ QUICK = Load(
     places=(5, 10),
     dead_letters=20_000,
     looks=3,
+    replays=400,
+    windows=(64,),
 )
 
 BATCH = 1_000

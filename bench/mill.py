@@ -190,7 +190,7 @@ def fleet_on(
     log = arena.folder / f"{settings.queue}.log"
     log.write_text("")
     with ExitStack() as stack, Producer(settings) as producer:
-        env = _environment(settings)
+        env = environment(settings)
 
         def start(count: int) -> list[subprocess.Popen[str]]:
             ready = log.read_text().count(READY) + count
@@ -213,6 +213,7 @@ def _request(thread_id: str, turn: int) -> dict[str, Any]:
     }
 
 
-def _environment(settings: Settings) -> Mapping[str, str]:
+def environment(settings: Settings) -> Mapping[str, str]:
+    """What a child process is to be told of the settings."""
     values = settings.model_dump(mode="json", exclude_unset=True)
     return {f"THREADMILL_{name.upper()}": str(value) for name, value in values.items()}

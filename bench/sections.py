@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-from bench import comparison, dead_letters, fairness, growth, harness, scale_out, waiting
+from bench import comparison, dead_letters, fairness, growth, harness, replays, scale_out, waiting
 from bench.arena import Arena
 from bench.load import Load
 from bench.row import Row
@@ -21,6 +21,7 @@ class Name(StrEnum):
     FAIRNESS = "fairness"
     GROWTH = "growth"
     DEAD_LETTERS = "dead-letters"
+    REPLAYS = "replays"
 
 
 class Section(NamedTuple):
@@ -37,4 +38,5 @@ SECTIONS = {
     Name.FAIRNESS: Section(fairness.measure, fairness.rows),
     Name.GROWTH: Section(growth.measure, growth.rows),
     Name.DEAD_LETTERS: Section(dead_letters.measure, dead_letters.rows),
+    Name.REPLAYS: Section(replays.measure, replays.rows),
 }

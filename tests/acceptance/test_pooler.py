@@ -15,6 +15,7 @@ from sqlalchemy import text
 from tests.acceptance.pgbouncer import SIZE, Pooler, pgbouncer
 from tests.conftest import with_database
 
+from threadmill.cli import snapshot_check
 from threadmill.cli.checkup import Checkup
 from threadmill.cli.finding import Finding
 from threadmill.core.database import AsyncDatabase, Database, connect
@@ -278,6 +279,19 @@ def test_the_doctor_is_content_with_a_pooler_that_is_declared(pooler: Pooler) ->
 
     checked = ("database", "roles", "migrations", "pooler", "clock", "breakers", "quarantine", "dead letters")
     assert [(name, found[name].status) for name in checked] == [(name, "ok") for name in checked]
+
+
+def test_the_doctor_sees_behind_a_pooler_since_when_a_snapshot_is_held(
+    pooler: Pooler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshot_check, "OLD", 0)
+    with psycopg.connect(pooler.through.database_url, prepare_threshold=None) as holder:
+        holder.execute("set transaction isolation level repeatable read")
+        holder.execute("select from threadmill.runs")
+        found = look(pooler.through)["snapshots"]
+
+    assert found.status == "warn"
+    assert f"of {pooler.login}, idle in transaction) since " in found.detail
 
 
 def test_the_doctor_finds_what_is_wrong_with_a_pooler(

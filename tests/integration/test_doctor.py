@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import shutil
+import struct
+import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, LiteralString
 
 import psycopg
 import pytest
-from psycopg import sql
+from psycopg import IsolationLevel, pq, sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.rows import dict_row, scalar_row
+from tests.chaos.servers import Postgres
+from tests.conftest import FAST
 
-from threadmill.cli import checkup
+from threadmill.cli import checkup, snapshot_check
 from threadmill.cli.checkup import Checkup, Finding
+from threadmill.cli.snapshot_check import find_old_snapshots
+from threadmill.core.database import connect
 from threadmill.core.notice import connect_redis
 from threadmill.core.revision import REVISION
 from threadmill.core.settings import Settings
@@ -74,7 +85,7 @@ def test_a_fleet_in_order_is_found_in_order(settings: Settings) -> None:
 
     assert list(findings) == [
         "database", "roles", "migrations", "broker", "eviction policy", "workers", "graphs", "clock",
-        "breakers", "quarantine", "dead letters", "held threads",
+        "snapshots", "breakers", "quarantine", "dead letters", "held threads",
     ]  # fmt: skip
     assert {finding.status for finding in findings.values()} == {"ok"}
     assert not any(finding.advice for finding in findings.values())
@@ -344,3 +355,215 @@ def test_a_held_thread_is_named(settings: Settings, admin: Admin) -> None:
 
     assert finding.status == "warn"
     assert finding.detail == "1 held by a dead letter, the longest first: acme/t (5 min)"
+
+
+SECRET = "an input that nobody is to see"
+
+
+@contextmanager
+def holding(url: str, query: LiteralString = "select %s::text") -> Iterator[psycopg.Connection[Any]]:
+    """A transaction that has done this, and is left open."""
+    with psycopg.connect(url, application_name="report") as connection:
+        connection.isolation_level = IsolationLevel.REPEATABLE_READ
+        connection.execute(query, [SECRET])
+        yield connection
+        if not connection.closed:
+            connection.rollback()
+
+
+def test_a_snapshot_of_the_moment_is_in_order(settings: Settings) -> None:
+    with holding(settings.database_url):
+        finding = look(settings)["snapshots"]
+
+    assert (finding.status, finding.advice) == ("ok", None)
+    assert finding.detail.startswith("the oldest is held for 0.")
+
+
+def test_a_transaction_that_holds_an_old_snapshot_is_named_and_how_to_end_it(
+    settings: Settings, admin: Admin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshot_check, "OLD", 0)
+    with holding(settings.database_url) as holder:
+        pid = holder.info.backend_pid
+        finding = look(settings)["snapshots"]
+        since = admin.execute(
+            "select to_char(xact_start at time zone 'utc', 'YYYY-MM-DD HH24:MI:SS') "
+            "from pg_stat_activity where pid = %s",
+            [pid],
+        ).fetchone()
+        assert since is not None
+
+        assert finding.status == "warn"
+        assert f"pid {pid} (report of postgres, idle in transaction) since {since[0]} UTC" in finding.detail
+        assert f"`select pg_terminate_backend({pid})`" in str(finding.advice)
+        assert "idle_in_transaction_session_timeout" in str(finding.advice)
+        assert SECRET not in str(finding)
+
+        admin.execute("select pg_terminate_backend(%s, 10000)", [pid])
+        assert look(settings)["snapshots"].detail == "none is held"
+        holder.close()
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_transaction_that_has_written_and_is_left_open_is_named(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshot_check, "OLD", 0)
+    with psycopg.connect(settings.database_url, application_name="writer") as connection:
+        pid = connection.info.backend_pid
+        connection.execute("insert into threadmill.threads (tenant, thread_id) values ('acme', 't')")
+        written = look(settings)["snapshots"]
+        connection.rollback()
+        connection.execute("select from threadmill.threads")
+        read = look(settings)["snapshots"]
+
+    assert written.status == "warn"
+    assert f"pid {pid} (writer of postgres, idle in transaction)" in written.detail
+    assert read.detail == "none is held"
+
+
+def test_a_snapshot_in_another_database_keeps_no_rows_of_this_one(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshot_check, "OLD", 0)
+    elsewhere = make_conninfo("", **{**conninfo_to_dict(settings.database_url), "dbname": "postgres"})
+    with holding(elsewhere):
+        finding = look(settings)["snapshots"]
+
+    assert (finding.status, finding.detail) == ("ok", "none is held")
+
+
+def test_a_login_without_rights_says_of_the_snapshots_of_others_what_it_sees(
+    settings: Settings, admin: Admin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with login(admin, settings, "in role threadmill_fleet") as member, holding(settings.database_url) as held:
+        monkeypatch.setattr(snapshot_check, "OLD", 0)
+        name, pid = f"{settings.queue}_login", held.info.backend_pid
+        young = look(member, embedded=False)["snapshots"]
+        monkeypatch.setattr(snapshot_check, "MANY", 20)
+        for _ in range(20):
+            admin.execute("select pg_current_xact_id()")
+        old = look(member, embedded=False)["snapshots"]
+        admin.execute(sql.SQL("grant pg_read_all_stats to {}").format(sql.Identifier(name)))
+        seen = look(member, embedded=False)["snapshots"]
+
+    hidden = f"pid {pid} (report of postgres, not visible to {name}) for "
+    assert (young.status, young.advice) == ("ok", None)
+    assert young.detail.startswith(f"of 1 it is not known since when, the oldest by {hidden}")
+    assert old.status == "warn"
+    assert hidden in old.detail
+    assert f"`grant pg_read_all_stats to {name}` shows since when" in str(old.advice)
+    assert f"`select pg_terminate_backend({pid})`" in str(old.advice)
+    assert f"pid {pid} (report of postgres, idle in transaction) since " in seen.detail
+    assert SECRET not in str([young, old, seen])
+
+
+def test_a_login_sees_since_when_its_own_processes_hold_a_snapshot(
+    settings: Settings, admin: Admin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshot_check, "OLD", 0)
+    with (
+        login(admin, settings, "in role threadmill_fleet") as member,
+        connect(member) as fleet,
+        fleet.transaction(),
+    ):
+        pid = fleet.info.backend_pid
+        fleet.execute("set transaction isolation level repeatable read")
+        fleet.execute("select from runs")
+        finding = look(member, embedded=False)["snapshots"]
+
+    assert finding.status == "warn"
+    assert f"pid {pid} (threadmill of {settings.queue}_login, idle in transaction) since " in finding.detail
+
+
+def test_a_vacuum_under_way_holds_nothing(
+    settings: Settings, admin: Admin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshot_check, "OLD", 0)
+    admin.execute("create table public.large as select n, repeat('x', 900) from generate_series(1, 2000) n")
+    with psycopg.connect(settings.database_url, autocommit=True) as connection:
+        connection.execute("set vacuum_cost_delay = 100; set vacuum_cost_limit = 1")
+
+        def vacuum() -> None:
+            with pytest.raises(psycopg.errors.QueryCanceled):
+                connection.execute("vacuum public.large")
+
+        thread = threading.Thread(target=vacuum)
+        thread.start()
+        until(admin, "select count(*) = 1 from pg_stat_progress_vacuum where datname = current_database()")
+        finding = look(settings)["snapshots"]
+        connection.cancel_safe()
+        thread.join()
+
+    assert (finding.status, finding.detail) == ("ok", "none is held")
+
+
+def until(connection: psycopg.Connection[Any], query: LiteralString) -> None:
+    """Returns when the query says that it is so."""
+    ends_at = time.monotonic() + 30
+    while connection.cursor(row_factory=scalar_row).execute(query).fetchone() is not True:
+        assert time.monotonic() < ends_at, query
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def own_postgres(tmp_path: Path) -> Iterator[Postgres]:
+    """A Postgres of the test's own: a slot holds back all databases of a server."""
+    sockets = Path(tempfile.mkdtemp(prefix="doctor-", dir="/tmp"))  # a socket's path is short
+    server = Postgres(tmp_path, sockets, {"fsync": FAST["fsync"], "max_prepared_transactions": "2"})
+    try:
+        server.create()
+        yield server
+    finally:
+        server.stop()
+        shutil.rmtree(sockets, ignore_errors=True)
+
+
+@contextmanager
+def standby_of(connection: psycopg.Connection[Any], slot: str) -> Iterator[None]:
+    """A standby that asks for what it reads to be kept, as `hot_standby_feedback` has it.
+
+    Its message: https://www.postgresql.org/docs/current/protocol-replication.html
+    """
+    look = connection.cursor(row_factory=scalar_row)
+    begin = look.execute("select pg_current_wal_lsn()::text").fetchone()
+    oldest = look.execute("select pg_snapshot_xmin(pg_current_snapshot())::text::bigint").fetchone()
+    assert begin is not None
+    assert oldest is not None
+    standby = pq.PGconn.connect(make_conninfo(connection.info.dsn, replication="true").encode())
+    try:
+        started = standby.exec_(f"START_REPLICATION SLOT {slot} PHYSICAL {begin}".encode())
+        assert started.status == pq.ExecStatus.COPY_BOTH, started.error_message
+        epoch, xmin = divmod(oldest, 2**32)
+        standby.put_copy_data(struct.pack("!cqIIII", b"h", 0, xmin, epoch, 0, 0))
+        standby.flush()
+        until(connection, "select xmin is not null from pg_replication_slots")
+        yield
+    finally:
+        standby.finish()
+
+
+def test_what_holds_a_snapshot_without_a_session_is_named(
+    own_postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshot_check, "OLD", 0)
+    with psycopg.connect(own_postgres.url, autocommit=True, row_factory=dict_row) as connection:
+        connection.execute("begin; select pg_current_xact_id(); prepare transaction 'it''s'")
+        prepared = find_old_snapshots(connection)
+        connection.execute("rollback prepared 'it''s'")
+
+        connection.execute("select pg_create_physical_replication_slot('standby', true)")
+        with standby_of(connection, "standby"):
+            in_use = find_old_snapshots(connection)
+        until(connection, "select not active from pg_replication_slots")
+        abandoned = find_old_snapshots(connection)
+        connection.execute("select pg_drop_replication_slot('standby')")
+        nothing = find_old_snapshots(connection)
+
+    assert "the prepared transaction 'it''s' since " in prepared.detail
+    assert "`rollback prepared 'it''s'`" in str(prepared.advice)
+    assert in_use.status == "ok"
+    assert "the replication slot standby (in use) for 0 transactions" in in_use.detail
+    assert "the replication slot standby (not in use) since " in abandoned.detail
+    assert "`select pg_drop_replication_slot('standby')`" in str(abandoned.advice)
+    assert (nothing.status, nothing.detail) == ("ok", "none is held")

@@ -144,3 +144,40 @@ def test_a_look_at_a_large_group_takes_moments(settings: Settings, explain: Any)
     assert len({row["tenant"] for row in rows}) == 34, "one of each tenant"
     assert took["groups"] < 0.1, took
     assert took["letters"] < 0.1, took
+
+
+# 12,000 letters of two tenants, two of each thread; all are due, those of a thread one after the other.
+FEW_TENANTS = """
+    alter table dead_letters disable trigger all;
+    insert into dead_letters (id, run_id, tenant, thread_id, seq, graph, reason, error, fingerprint, status,
+            next_replay_at)
+        select lpad(to_hex(n), 32, '0')::uuid, lpad(to_hex(n), 32, '0')::uuid, 't' || n % 2,
+            'th' || n % 6000, 1 + n / 6000, 'g' || n / 2 % 2, 'exhausted', '{}', 'f', 'waiting',
+            now() - interval '1 h' + make_interval(secs => n)
+        from generate_series(0, 11999) n;
+    alter table dead_letters enable trigger all;
+    insert into replay_groups (fingerprint, "window", drainer, drainer_until)
+        values ('f', 1000, lpad('7', 32, '0')::uuid, now() + interval '1 h');
+    set default_statistics_target = 1000;
+    analyze;
+"""
+
+
+@pytest.mark.parametrize("plan", ["force_custom_plan", "force_generic_plan"])
+def test_a_look_at_few_tenants_reads_no_more_of_their_letters_than_there_is_room_for(
+    settings: Settings, admin: Any, plan: str
+) -> None:
+    admin.execute(FEW_TENANTS)
+    query = compiled(letters_due())
+    look = query.bind({**LOOK, "fingerprint": "f", "most": 20, "after": ""})
+    with connect(settings) as connection:
+        connection.execute("select set_config('plan_cache_mode', %s, false)", [plan])
+        for _ in range(2):
+            row = connection.execute(
+                f"explain (analyze, buffers, format json) {query.sql}", look, prepare=True
+            ).fetchone()
+    assert row is not None
+    found = row["QUERY PLAN"][0]["Plan"]
+
+    assert found["Actual Rows"] == 20
+    assert found["Shared Hit Blocks"] + found["Shared Read Blocks"] < 1000, row

@@ -373,6 +373,33 @@ def test_a_claim_does_not_look_at_all_that_is_running(plan_of: Any, admin: Any) 
         assert "runs_worker_idx" not in {index for index, _ in found}
 
 
+@pytest.mark.parametrize("ledger", ["empty", "filled", "quiet"])
+def test_the_look_for_a_tenants_next_run_is_planned_once_and_not_for_each_run(
+    settings: Settings, admin: Any, request: pytest.FixtureRequest, ledger: str
+) -> None:
+    if ledger != "empty":
+        request.getfixturevalue("plan_of")
+    if ledger == "quiet":
+        admin.execute("update runs set status = 'success', rank = null")
+        admin.execute("vacuum analyze runs")
+    query = compiled(pick_next())
+    look = query.bind({**LOOK, "tenant": "t1", "graphs": ["g", "h"]})
+    with connect(settings) as connection:
+        for _ in range(50):
+            connection.execute(query.sql, look, prepare=True)
+        (plans,) = connection.execute(
+            "select custom_plans, generic_plans from pg_prepared_statements where statement like %s",
+            ["%candidate%"],
+        )
+        row: Any = connection.execute(f"explain (format json) {query.sql}".encode(), look).fetchone()
+
+    assert plans == {"custom_plans": 5, "generic_plans": 45}  # it is tried out five times
+    ready = [cond for index, cond in conditions(row["QUERY PLAN"][0]["Plan"]) if index == "runs_ready_idx"]
+    assert len(ready) == 1
+    assert "tenant" in ready[0]
+    assert "graph" in ready[0]
+
+
 def test_a_deep_lane_costs_a_sweep_no_more_than_a_glance(
     settings: Settings, explain: Any, admin: Any
 ) -> None:

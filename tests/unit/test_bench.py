@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from bench.load import QUICK
 from bench.loss import ENOUGH, SLOTS, Look, summed_up
+from bench.replays import AIMED, Drained
+from bench.replays import rows as rows_of_replays
 from bench.report import Report
 from bench.row import Aim, Row, at_least, at_most, compared, ratio_at_least, ratio_at_most
 
@@ -28,6 +30,23 @@ def test_an_aim_of_a_ratio_looks_at_the_ratio_and_not_at_the_figure() -> None:
 
 def test_a_ratio_to_nothing_is_neither_met_nor_missed() -> None:
     assert compared("section", "figure", 3, "ms", "base", 0, ratio_at_most(1)).met is None
+
+
+@pytest.mark.parametrize(
+    ("letters", "rate", "met"), [(AIMED, 500, True), (AIMED, 499, False), (AIMED - 1, 499, None)]
+)
+def test_of_the_replays_the_rate_with_the_ramp_is_aimed_at_where_there_are_enough(
+    letters: int, rate: float, met: bool | None
+) -> None:
+    found = Drained(letters, 64, rate, 64, 900, 0.3, 0.4, 2, 0.5)
+
+    assert [row.met for row in rows_of_replays([found])] == [met, None, None, None, None, None]
+
+
+def test_a_window_that_was_at_its_widest_for_too_short_a_time_has_no_rate_of_its_own() -> None:
+    found = Drained(400, 64, 300, 64, None, 0.3, 0.4, 2, 0.5)
+
+    assert not any("widest" in row.figure for row in rows_of_replays([found]))
 
 
 def test_a_result_is_read_as_it_was_written(tmp_path: Path) -> None:

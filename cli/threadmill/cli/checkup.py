@@ -21,6 +21,7 @@ from threadmill.cli.fleet_checks import (
 )
 from threadmill.cli.pooler_check import find_pooler
 from threadmill.cli.shard_check import find_strangers
+from threadmill.cli.snapshot_check import find_old_snapshots
 from threadmill.core.database import FLEET_ROLE, TENANT_ROLE, address, check_revision, connect
 from threadmill.core.errors import (
     BrokerUnavailable,
@@ -94,6 +95,7 @@ class Checkup:
             yield _checked("workers", lambda found: find_workers(found, patience), fleet, missing)
             yield _checked("graphs", find_graphs, fleet, missing)
             yield _checked("clock", _clock, login)
+            yield _checked("snapshots", find_old_snapshots, login)
             yield _checked("breakers", find_breakers, fleet, missing)
             yield _checked("quarantine", find_quarantine, fleet, missing)
             yield _checked("dead letters", find_dead_letters, fleet, missing)

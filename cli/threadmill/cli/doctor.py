@@ -14,7 +14,7 @@ from threadmill.cli.output import coloured, show, text
 
 
 def doctor(context: typer.Context, as_json: JsonOption = False) -> None:
-    """Look at database, roles, migrations, broker, workers, graphs, clocks, breakers and dead letters."""
+    """Look at database, roles, migrations, broker, workers, graphs, clock, snapshots and dead letters."""
     settings = invocation_of(context).settings()
     checkup = Checkup(settings, embedded=not settings.database_url)
     findings = list(checkup.findings())

@@ -267,21 +267,26 @@ _DUE = f"""
         from turn cross join lateral (
             select found.id, row_number() over (order by found.next_replay_at) as rank
             from (
+                -- `is not true` keeps these from being made joins, of which the planner expects next to
+                -- nothing to come out: it would then read and sort all of a tenant's letters, for each look.
+                -- Most that may not go wait for an earlier one: that is looked at first.
                 select id, next_replay_at from {SCHEMA}.dead_letters as letter
                 where {_SCHEDULED} and fingerprint = :fingerprint and tenant = turn.tenant
                     and next_replay_at <= now() and run_id is not null
-                    and graph <> all (array(select graph from shut))
-                    and not exists (
-                        select from {SCHEMA}.dead_letters as earlier
-                        where earlier.tenant = letter.tenant and earlier.thread_id = letter.thread_id
-                            and earlier.seq < letter.seq and earlier.status in ('waiting', 'replaying')
-                            and (earlier.status = 'replaying' or earlier.next_replay_at is not null)
-                    )
-                    and not exists (
-                        select from {SCHEMA}.held_lanes as lane
-                        where lane.tenant = letter.tenant and lane.thread_id = letter.thread_id
-                            and lane.seq < letter.seq
-                    )
+                    and (graph in (select graph from shut)) is not true
+                    and (
+                        exists (
+                            select from {SCHEMA}.dead_letters as earlier
+                            where earlier.tenant = letter.tenant and earlier.thread_id = letter.thread_id
+                                and earlier.seq < letter.seq and earlier.status in ('waiting', 'replaying')
+                                and (earlier.status = 'replaying' or earlier.next_replay_at is not null)
+                        )
+                        or exists (
+                            select from {SCHEMA}.held_lanes as lane
+                            where lane.tenant = letter.tenant and lane.thread_id = letter.thread_id
+                                and lane.seq < letter.seq
+                        )
+                    ) is not true
                 order by next_replay_at
                 limit (select each from share)
             ) as found

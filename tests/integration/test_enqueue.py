@@ -193,6 +193,60 @@ def test_metadata_stays_with_the_run_and_options_with_its_row(
     assert rows == [(5, "sync", True, 2), (0, None, None, 7)]
 
 
+def test_what_is_returned_of_a_new_run_is_what_the_ledger_says_of_it(worker: Any, producer: Producer) -> None:
+    requests = [
+        TALK,
+        {**TALK, "metadata": {"large": 1e20, "pair": (1, 2.5), "text": "é", "none": None}},
+        {**TALK, "thread_id": "other", "idempotency_key": "k", "metadata": {"ticket": 42}},
+        {**TALK, "tenant": "globex", "run_at": now() + HOUR, "multitask_strategy": "reject"},
+    ]
+
+    runs = producer.enqueue_many(requests)
+
+    assert [run.seq for run in runs] == [1, 2, 1, 1]
+    assert runs == [producer.get(run.id, tenant=run.tenant) for run in runs]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"idempotency_key": "k"},
+        {"multitask_strategy": "reject"},
+        {"multitask_strategy": "interrupt"},
+        {"multitask_strategy": "rollback"},
+    ],
+    ids=str,
+)
+def test_a_thread_is_busy_once_a_run_has_entered(
+    worker: Any, producer: Producer, options: dict[str, Any]
+) -> None:
+    new = producer.enqueue(**TALK, **options)
+    assert producer.state("acme", "t").status == "busy"
+    assert worker.answer(new).result(20) == "success"
+    left = producer.state("acme", "t")
+    assert left.status == "idle"
+
+    producer.enqueue(
+        **{**TALK, **options, **({"idempotency_key": "l"} if "idempotency_key" in options else {})}
+    )
+
+    entered = producer.state("acme", "t")
+    assert entered.status == "busy"
+    assert entered.updated_at > left.updated_at
+
+
+def test_a_thread_is_busy_with_a_run_that_follows_one_that_is_known(worker: Any, producer: Producer) -> None:
+    known = producer.enqueue(**TALK, idempotency_key="k")
+    assert worker.answer(known).result(20) == "success"
+
+    again, new = producer.enqueue_many([{**TALK, "idempotency_key": "k"}, TALK])
+
+    assert (again.id, new.status) == (known.id, "pending")
+    assert producer.state("acme", "t").status == "busy"
+    assert worker.answer(new).result(20) == "success"
+
+
 def test_durability_says_when_checkpoints_are_saved(finish: Callable[..., Run], producer: Producer) -> None:
     finish("talk", {"said": ["hi"]}, thread_id="steps", durability="sync")
     finish("talk", {"said": ["hi"]}, thread_id="end", durability="exit")

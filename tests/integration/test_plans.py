@@ -183,7 +183,7 @@ def test_the_hot_statements_use_their_indexes(explain: Any) -> None:
     statements: dict[str, tuple[Executable, dict[str, Any], str | None, set[str]]] = {
         "insert_runs": (
             insert_runs(),
-            {"the_tenant": "t1", "runs": "[]"},
+            {"the_tenant": "t1", "runs": "[]", "uncertain": []},
             "t1",
             {"threads_pkey", *pending},
         ),

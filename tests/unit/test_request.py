@@ -197,6 +197,7 @@ def test_a_record_is_one_json_object_that_holds_everything() -> None:
         multitask_strategy="reject",
         on_dead_letter="hold",
         stream_mode=["values", "custom", "values"],
+        stream_subgraphs=True,
     )
 
     policy = GraphPolicy(max_attempts=5, deadline=60)
@@ -217,12 +218,27 @@ def test_a_record_is_one_json_object_that_holds_everything() -> None:
         "lifetime": 60,
         "idempotency_key": 'k"',
         "stream_mode": ["custom", "values"],
-        "stream_subgraphs": False,
+        "stream_subgraphs": True,
         "multitask_strategy": "reject",
         "durability": "sync",
         "on_dead_letter": "hold",
     }
     assert json.loads(check(max_attempts=7).record(0, first=True, policy=policy))["max_attempts"] == 7
+
+
+def test_a_record_leaves_out_what_most_runs_have() -> None:
+    request = check(input={"a": None})
+
+    record = request.record(0, first=True, policy=GraphPolicy(max_attempts=3))
+
+    assert json.loads(record) == {
+        "id": request.id,
+        "thread_id": "t",
+        "graph": "echo",
+        "max_attempts": 3,
+        "input": {"a": None},
+        "metadata": {},
+    }
 
 
 def test_the_payload_is_what_the_run_would_do() -> None:

@@ -13,6 +13,7 @@ connection or session of the caller's.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
@@ -33,12 +34,18 @@ Rows = Sequence[Row]
 
 
 class Compiled(NamedTuple):
-    """A statement as psycopg takes it."""
+    """A statement as psycopg takes it.
+
+    numbered: its SQL as Postgres takes it, with $1 for the first of `names`; None where psycopg is to make
+    it. What psycopg makes of a statement of more than 4,096 bytes it makes again each time.
+    """
 
     sql: str
     literals: Mapping[str, Any] = {}
     processors: Mapping[str, Callable[[Any], Any]] = {}
     binary: bool = False  # how its rows are sent
+    numbered: str | None = None
+    names: Sequence[str] = ()
 
     def bind(self, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
         """The parameters, literal ones included, converted as SQLAlchemy's types ask for."""
@@ -48,6 +55,13 @@ class Compiled(NamedTuple):
         for name, process in self.processors.items():
             values[name] = process(values[name])
         return values
+
+    def ready(self, parameters: Mapping[str, Any]) -> tuple[str, Mapping[str, Any] | Sequence[Any]]:
+        """The SQL and the values for psycopg's raw cursor where it is numbered, or else for its usual one."""
+        values = self.bind(parameters)
+        if self.numbered is None:
+            return self.sql, values
+        return self.numbered, [values[name] for name in self.names]
 
 
 class Step(NamedTuple):
@@ -95,7 +109,22 @@ def _compile(statement: Executable) -> Compiled:
             processors[name] = processor
         if not bind.required:
             literals[name] = bind.effective_value
-    return Compiled(sql, literals, processors)
+    numbered, names = _numbered(sql)
+    return Compiled(sql, literals, processors, numbered=numbered, names=names)
+
+
+_PLACEHOLDER = re.compile(r"%(?:\((\w+)\)s|%)")
+
+
+def _numbered(sql: str) -> tuple[str, Sequence[str]]:
+    """The SQL with numbers in place of its parameters' names, and the names in that order."""
+    numbers: dict[str, int] = {}
+
+    def numbered(found: re.Match[str]) -> str:
+        name = found[1]
+        return f"${numbers.setdefault(name, len(numbers) + 1)}" if name else "%"
+
+    return _PLACEHOLDER.sub(numbered, sql), tuple(numbers)
 
 
 def _literal(value: int | str) -> str:
@@ -105,12 +134,17 @@ def _literal(value: int | str) -> str:
     return str(value).lower()
 
 
+def _has_columns(cursor: psycopg.Cursor[Any] | psycopg.AsyncCursor[Any]) -> bool:
+    """Whether there is anything to fetch; `description` would make an object of each column."""
+    return cursor.pgresult is not None and cursor.pgresult.nfields > 0
+
+
 def _fetch(cursor: psycopg.Cursor[Any]) -> Rows:
-    return cursor.fetchall() if cursor.description else []
+    return cursor.fetchall() if _has_columns(cursor) else []
 
 
 async def _fetch_async(cursor: psycopg.AsyncCursor[Any]) -> Rows:
-    return await cursor.fetchall() if cursor.description else []
+    return await cursor.fetchall() if _has_columns(cursor) else []
 
 
 def send(connection: psycopg.Connection[Any], batch: Batch) -> list[Rows]:
@@ -121,8 +155,9 @@ def send(connection: psycopg.Connection[Any], batch: Batch) -> list[Rows]:
         try:
             for statement, parameters in batch.steps:
                 query = compiled(statement)
-                cursor = connection.cursor(row_factory=dict_row)
-                cursors.append(cursor.execute(query.sql, query.bind(parameters), binary=query.binary))
+                kind = psycopg.Cursor if query.numbered is None else psycopg.RawCursor
+                cursor = kind(connection, row_factory=dict_row)
+                cursors.append(cursor.execute(*query.ready(parameters), binary=query.binary))
         except BaseException:
             if alone and connection.info.pipeline_status == PipelineStatus.ON:
                 # The statement was never sent: psycopg could not take its parameters. What it believes to
@@ -141,8 +176,9 @@ async def send_async(connection: psycopg.AsyncConnection[Any], batch: Batch) -> 
         try:
             for statement, parameters in batch.steps:
                 query = compiled(statement)
-                cursor = connection.cursor(row_factory=dict_row)
-                cursors.append(await cursor.execute(query.sql, query.bind(parameters), binary=query.binary))
+                kind = psycopg.AsyncCursor if query.numbered is None else psycopg.AsyncRawCursor
+                cursor = kind(connection, row_factory=dict_row)
+                cursors.append(await cursor.execute(*query.ready(parameters), binary=query.binary))
         except BaseException:
             if alone and connection.info.pipeline_status == PipelineStatus.ON:
                 await connection.execute("rollback")

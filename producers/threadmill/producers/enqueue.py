@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from threadmill.core.doorbell import Bell, bell_of
+from threadmill.core.doorbell import Bell
 from threadmill.core.errors import IdempotencyConflict, ThreadBusy
 from threadmill.core.statement import Batch, Plan, Row, Rows, Step
 from threadmill.core.transitions import (
@@ -44,8 +44,8 @@ class Enqueued(NamedTuple):
 class _Written(NamedTuple):
     """What the statements have given back, by the runs' ids."""
 
-    inserted: dict[uuid.UUID, Row]
-    superseded: dict[uuid.UUID, Row]
+    inserted: dict[str, Row]
+    superseded: dict[str, Row]
 
 
 class _Part(NamedTuple):
@@ -72,7 +72,7 @@ def enqueue(requests: Sequence[RunRequest], catalogue: Catalogue, quotas: Quotas
     results = yield Batch([part.step for part in parts], final=certain)
     written = _read(parts, results, quotas)
     missing = [request for request in requests if request.id not in written.inserted]
-    found: dict[uuid.UUID, Row] = {}
+    found: dict[str, Row] = {}
     if missing:
         found = yield from _look_up(missing, bind=True)
         yield from _rank_heads(requests, written, bind=True)
@@ -98,7 +98,7 @@ def enqueue_within(requests: Sequence[RunRequest], catalogue: Catalogue, quotas:
         written.inserted.update(more.inserted)
         written.superseded.update(more.superseded)
     missing = [request for request in requests if request.id not in written.inserted]
-    found: dict[uuid.UUID, Row] = {}
+    found: dict[str, Row] = {}
     if missing:
         found = yield from _look_up(missing, bind=False)
         yield from _rank_heads(requests, written, bind=False)
@@ -129,7 +129,7 @@ def _read(parts: Sequence[_Part], results: Sequence[Rows], quotas: Quotas) -> _W
             case "inserted":
                 written.inserted.update({row["id"]: row for row in rows})
             case "superseded":
-                written.superseded.update({row["id"]: row for row in rows})
+                written.superseded.update({str(row["id"]): row for row in rows})
             case "admitted":
                 quotas.learn(part.step, rows[0])
     return written
@@ -179,11 +179,25 @@ def _write_wave(wave: Sequence[RunRequest], catalogue: Catalogue) -> list[_Part]
         records.append(request.record(left[request.thread_id], first=first, policy=policy))
         if first and request.multitask_strategy in SUPERSEDING:
             superseding.append(request)
+    thread_ids = list(counts)
+    certain = {r.thread_id for r in wave if r.surely_enters} - {r.thread_id for r in superseding}
     enter = Step(
         enter_threads(),
-        {"tenant": tenant, "thread_ids": list(counts), "counts": list(counts.values())},
+        {
+            "tenant": tenant,
+            "thread_ids": thread_ids,
+            "counts": list(counts.values()),
+            "enters": [thread_id in certain for thread_id in thread_ids],
+        },
     )
-    insert = Step(insert_runs(), {"the_tenant": tenant, "runs": f"[{','.join(records)}]"})
+    insert = Step(
+        insert_runs(),
+        {
+            "the_tenant": tenant,
+            "runs": f"[{','.join(records)}]",
+            "uncertain": [thread_id for thread_id in thread_ids if thread_id not in certain],
+        },
+    )
     return [_Part(None, enter), *_supersede(superseding), _Part("inserted", insert)]
 
 
@@ -206,9 +220,9 @@ def _supersede(requests: Sequence[RunRequest]) -> list[_Part]:
     return parts
 
 
-def _look_up(missing: Sequence[RunRequest], *, bind: bool) -> Plan[dict[uuid.UUID, Row]]:
+def _look_up(missing: Sequence[RunRequest], *, bind: bool) -> Plan[dict[str, Row]]:
     """The runs that already have the idempotency keys of those that were not inserted."""
-    found: dict[uuid.UUID, Row] = {}
+    found: dict[str, Row] = {}
     for request in missing:
         if request.idempotency_key is None:
             continue
@@ -238,17 +252,45 @@ def _rank_heads(requests: Sequence[RunRequest], written: _Written, *, bind: bool
         yield Batch(steps, final=False)
 
 
-def _enqueued(requests: Sequence[RunRequest], written: _Written, found: dict[uuid.UUID, Row]) -> Enqueued:
+def _enqueued(requests: Sequence[RunRequest], written: _Written, found: dict[str, Row]) -> Enqueued:
     inserted, superseded = written
-    runs = []
+    runs, bells = [], []
     for request in requests:
-        row = superseded.get(request.id) or inserted.get(request.id)
+        row = inserted.get(request.id)
         if row is None:
-            row = found.get(request.id)
-            if row is None:
-                raise ThreadBusy(request.tenant, request.thread_id)
-            if bytes(row["payload_hash"]).hex() != request.payload_hash:
-                raise IdempotencyConflict(str(request.idempotency_key), str(row["id"]))
-        runs.append(run_of(row))
-    bells = [bell_of(row) for row in inserted.values() if row["rings"] and row["id"] not in superseded]
-    return Enqueued(runs, bells, list(superseded))
+            runs.append(_known(request, found.get(request.id)))
+        elif request.id in superseded:
+            runs.append(run_of(superseded[request.id]))
+        else:
+            runs.append(_entered(request, row))
+            if row["rings"]:
+                bells.append(Bell(uuid.UUID(request.id), request.tenant, request.thread_id, request.graph))
+    return Enqueued(runs, bells, [row["id"] for row in superseded.values()])
+
+
+def _entered(request: RunRequest, row: Row) -> Run:
+    """The run of a request that was inserted, of which Postgres tells only what it has added."""
+    return Run(
+        id=request.id,
+        tenant=request.tenant,
+        thread_id=request.thread_id,
+        graph=request.graph,
+        status="pending",
+        seq=row["seq"],
+        attempt=0,
+        created_at=row["created_at"],
+        started_at=None,
+        finished_at=None,
+        output=None,
+        error=None,
+        metadata=row["metadata"] or {},
+    )
+
+
+def _known(request: RunRequest, row: Row | None) -> Run:
+    """The run that has the request's idempotency key. Raises ThreadBusy and IdempotencyConflict."""
+    if row is None:
+        raise ThreadBusy(request.tenant, request.thread_id)
+    if bytes(row["payload_hash"]).hex() != request.payload_hash:
+        raise IdempotencyConflict(str(request.idempotency_key), str(row["id"]))
+    return run_of(row)

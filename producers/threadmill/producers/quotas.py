@@ -59,7 +59,7 @@ class Quotas:
         """
         total = sum(len(group) for group in groups)
         # Before the ids of these requests, which are counted from then on.
-        mark = min(request.id for group in groups for request in group)
+        mark = uuid.UUID(min(request.id for group in groups for request in group))
         return [self._step(group, total, mark, bind=bind and len(groups) == 1) for group in groups]
 
     def _step(self, group: Sequence[RunRequest], total: int, mark: uuid.UUID, *, bind: bool) -> Step:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, TypedDict, get_args
+from typing import Any, Literal, NamedTuple, TypedDict, get_args
 
-from uuid_utils.compat import uuid7
+import pydantic_core
+from uuid_utils import uuid7
 
 from threadmill.core.document import to_json
 from threadmill.core.errors import InvalidInput, InvalidOption, ReservedKey
@@ -18,6 +17,7 @@ from threadmill.core.event_stream import StreamMode
 from threadmill.core.keys import check_tenant, check_thread_id
 from threadmill.core.policy import Durability, GraphPolicy, OnDeadLetter
 from threadmill.core.settings import Settings
+from threadmill.core.transitions import WHERE_LEFT_OUT
 
 MultitaskStrategy = Literal["enqueue", "reject", "interrupt", "rollback"]
 # Those that end what is unfinished on the thread; each is the action of its name, as `cancel` takes it.
@@ -36,8 +36,6 @@ MAX_PRIORITY = 100
 DURABILITIES = (None, *get_args(Durability))
 STRATEGIES = get_args(MultitaskStrategy)
 EFFECTS = (None, *get_args(OnDeadLetter))
-
-_ENCODER = json.JSONEncoder(ensure_ascii=False)
 
 
 class RunOptions(TypedDict, total=False):
@@ -59,11 +57,10 @@ class RunOptions(TypedDict, total=False):
     stream_subgraphs: bool
 
 
-@dataclass(frozen=True, slots=True)
-class RunRequest:
+class RunRequest(NamedTuple):
     """One run to be inserted; every value is checked but the input against the graph's schema."""
 
-    id: uuid.UUID
+    id: str  # a UUIDv7
     graph: str
     tenant: str
     thread_id: str
@@ -81,10 +78,15 @@ class RunRequest:
     stream_mode: list[str] | None
     stream_subgraphs: bool
 
+    @property
+    def surely_enters(self) -> bool:
+        """Whether it is inserted whatever the thread and its runs are like, and ends none of them."""
+        return self.idempotency_key is None and self.multitask_strategy == "enqueue"
+
     def record(self, back: int, *, first: bool, policy: GraphPolicy) -> str:
         """The row as a JSON object, for `transitions.insert_runs`. policy: for what is left open."""
         scalars = {
-            "id": str(self.id),
+            "id": self.id,
             "thread_id": self.thread_id,
             "back": back,
             "first": first,
@@ -102,9 +104,11 @@ class RunRequest:
             "stream_mode": self.stream_mode,
             "stream_subgraphs": self.stream_subgraphs,
         }
+        # Most are what is taken where one is left out, and reading each of a thousand records costs Postgres.
+        given = {name: value for name, value in scalars.items() if value != WHERE_LEFT_OUT.get(name)}
         # The documents are JSON text already: they are set into the object, not encoded again.
         documents = "".join(f',"{name}":{text}' for name, text in self.documents.items())
-        return _ENCODER.encode(scalars)[:-1] + documents + "}"
+        return pydantic_core.to_json(given).decode()[:-1] + documents + "}"
 
 
 def check_request(
@@ -170,7 +174,7 @@ def check_request(
         _check_idempotency_key(idempotency_key)
         payload_hash = _payload_hash(graph, thread_id, documents)
     return RunRequest(
-        id=uuid7(),
+        id=str(uuid7()),
         graph=graph,
         tenant=tenant,
         thread_id=thread_id,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 from uuid import UUID
 
@@ -89,7 +89,7 @@ class Enqueue(Move):
             idempotency_key=request.key,
             multitask_strategy=request.strategy,  # type: ignore[arg-type]
         )
-        return replace(checked, id=request.id)
+        return checked._replace(id=str(request.id))
 
     def apply(self, model: Model, seen: Outcome) -> Outcome:
         return model.enqueue(self.requests, seen)

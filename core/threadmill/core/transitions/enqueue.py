@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
 from sqlalchemy import (
+    CTE,
     BigInteger,
     Boolean,
     Column,
@@ -13,6 +15,7 @@ from sqlalchemy import (
     DateTime,
     Float,
     Integer,
+    Select,
     Text,
     and_,
     bindparam,
@@ -23,6 +26,7 @@ from sqlalchemy import (
     false,
     func,
     literal,
+    literal_column,
     null,
     or_,
     select,
@@ -165,6 +169,14 @@ _NEW_RUN: tuple[Column[Any], ...] = (
     Column("stream_subgraphs", Boolean),
     Column("trace_context", JSON),
 )
+# What stands for a key that a record does not have; for the others it is null.
+WHERE_LEFT_OUT: Mapping[str, Any] = {
+    "back": 0,
+    "first": True,
+    "priority": 0,
+    "multitask_strategy": "enqueue",
+    "stream_subgraphs": False,
+}
 # Those that are inserted as they came.
 _COPIED = (
     "graph", "input", "command", "config", "context", "metadata", "priority", "max_attempts",
@@ -177,51 +189,124 @@ _COPIED = (
 def enter_threads() -> Executable:
     """Creates or locks the threads of an enqueue, in the order of their ids, and gives out their seqs.
 
-    Parameters: tenant, thread_ids (distinct), counts (how many runs each gets).
+    Parameters: tenant, thread_ids (distinct), counts (how many runs each gets), enters (whether it is certain
+    that one is inserted, so that the thread is busy; `insert_runs` sees to the others).
     """
     entries = (
-        func.unnest(bindparam("thread_ids", type_=ARRAY(Text)), bindparam("counts", type_=ARRAY(BigInteger)))
-        .table_valued("thread_id", "count")
+        func.unnest(
+            bindparam("thread_ids", type_=ARRAY(Text)),
+            bindparam("counts", type_=ARRAY(BigInteger)),
+            bindparam("enters", type_=ARRAY(Boolean)),
+        )
+        .table_valued("thread_id", "count", "enters")
         .render_derived("entries")
     )
     # Every caller locks in the same order, so that two enqueues of several threads cannot deadlock.
-    rows = select(bindparam("tenant", type_=Text), entries.c.thread_id, entries.c.count).order_by(
-        entries.c.thread_id
-    )
-    new = upsert(THREADS).from_select(["tenant", "thread_id", "last_seq"], rows)
+    rows = select(
+        bindparam("tenant", type_=Text),
+        entries.c.thread_id,
+        entries.c.count,
+        case((entries.c.enters, word("busy")), else_=word("idle")),
+    ).order_by(entries.c.thread_id)
+    new = upsert(THREADS).from_select(["tenant", "thread_id", "last_seq", "status"], rows)
+    enters = new.excluded.status == word("busy")
     return new.on_conflict_do_update(
         index_elements=[THREADS.c.tenant, THREADS.c.thread_id],
-        set_={"last_seq": THREADS.c.last_seq + new.excluded.last_seq},
+        set_={
+            "last_seq": THREADS.c.last_seq + new.excluded.last_seq,
+            "status": case((enters, word("busy")), else_=THREADS.c.status),
+            "updated_at": case((enters, func.now()), else_=THREADS.c.updated_at),
+        },
     )
 
 
 @cache
 def insert_runs() -> Executable:
-    """Inserts the runs of one tenant. Returns RUN_COLUMNS and `rings` for each that was inserted.
+    """Inserts the runs of one tenant.
+
+    Returns of each that was inserted what its producer does not know: `id` as text, `seq`, `created_at`,
+    `metadata` as it is kept (null where it is empty), and `rings`.
 
     A run whose idempotency key is taken, or whose strategy is reject on a busy thread, is left out; then
     `rank_heads`, as those that follow in the same call do not know of it.
     `rings`: its doorbell is the caller's to ring. It is at its thread's head and due, the tenant has nothing
     that was ready before, and fewer bells of the tenant's are unanswered than there are workers (`admit`
     counts them). What is not rung for is started when its tenant's turn comes.
-    Parameters: the_tenant, runs (a JSON array of objects with the keys of _NEW_RUN).
+    Parameters: the_tenant, runs (a JSON array of objects with the keys of _NEW_RUN, see WHERE_LEFT_OUT),
+    uncertain (the threads that `enter_threads` did not make busy).
     """
+    # Not `tenant`: SQLAlchemy has an update set the columns that parameters are named as.
+    tenant = bindparam("the_tenant", type_=Text)
+    # Once for each, as what is worked out is asked for several times below.
+    entering = _entering(tenant).cte("entering").prefix_with("materialized")
+    is_ready = and_(entering.c.rank.is_not(None), entering.c.run_at <= func.now())
+    rung = (
+        select(entering.c.id)
+        .where(is_ready, ~_has_backlog(tenant, entering))
+        .order_by(entering.c.id)
+        .limit(func.greatest(0, _bells_left(tenant)))
+        .cte("rung")
+    )
+    names = ("id", "thread_id", "seq", "run_at", "rank", "deadline", *_COPIED)
+    rows = select(
+        *(entering.c[name] for name in names),
+        tenant,
+        func.decode(entering.c.payload_hash, "hex"),
+        case((entering.c.id.in_(select(rung.c.id)), func.now())),
+    )
+    insertion = upsert(RUNS).from_select([*names, "tenant", "payload_hash", "dispatched_at"], rows)
+    inserted = (
+        insertion.on_conflict_do_nothing(
+            index_elements=[RUNS.c.tenant, RUNS.c.idempotency_key],
+            index_where=RUNS.c.idempotency_key.is_not(None),
+        )
+        .returning(
+            RUNS.c.id,
+            RUNS.c.thread_id,
+            RUNS.c.seq,
+            RUNS.c.created_at,
+            func.nullif(RUNS.c.metadata, literal_column("'{}'", JSONB)).label("metadata"),
+            RUNS.c.dispatched_at.is_not(None).label("rings"),
+        )
+        .cte("inserted")
+    )
+    # A thread whose run was left out stays as it stands.
+    entered = select(inserted.c.thread_id).where(
+        inserted.c.thread_id == func.any(bindparam("uncertain", type_=ARRAY(Text)))
+    )
+    occupied = (
+        update(THREADS)
+        .where(
+            THREADS.c.tenant == tenant,
+            THREADS.c.thread_id == func.any(func.array(entered.scalar_subquery())),
+        )
+        .values(status=word("busy"), updated_at=func.now())
+        .returning(THREADS.c.thread_id)
+        .cte("occupied")
+    )
+    return select(
+        cast(inserted.c.id, Text).label("id"),
+        inserted.c.seq,
+        inserted.c.created_at,
+        inserted.c.metadata,
+        inserted.c.rings,
+    ).add_cte(occupied)
+
+
+def _entering(tenant: ColumnElement[str]) -> Select[Any]:
+    """The runs that are to be inserted, with their places. leads: nothing is before it on its thread."""
     new = (
         func.json_to_recordset(cast(bindparam("runs", type_=Text), JSON))
         .table_valued(*(column(c.name, c.type) for c in _NEW_RUN))
         .render_derived("new", with_types=True)
     )
-    # Not `tenant`: SQLAlchemy has an update set the columns that parameters are named as.
-    tenant = bindparam("the_tenant", type_=Text)
+    given = {
+        **new.c,
+        **{name: func.coalesce(new.c[name], value) for name, value in WHERE_LEFT_OUT.items()},
+    }
     # Looked up row by row, by lateral and scalar subqueries with a limit: Postgres takes the JSON for 100
     # rows, and would rather hash the tenant's every thread and run than use an index for each.
-    thread = (
-        select(THREADS.c.last_seq)
-        .where(THREADS.c.tenant == tenant, THREADS.c.thread_id == new.c.thread_id)
-        .limit(1)
-        .lateral("thread")
-    )
-    others, before = RUNS.alias("others"), RUNS.alias("before")
+    others = RUNS.alias("others")
     other = (
         select(others.c.id)
         .where(
@@ -230,12 +315,46 @@ def insert_runs() -> Executable:
             is_unfinished(others.c.status),
         )
         .limit(1)
+        .correlate(new)
         .scalar_subquery()
     )
+    thread = (
+        select(
+            THREADS.c.last_seq,
+            case((given["first"], other.is_(null())), else_=false()).label("leads"),
+        )
+        .where(THREADS.c.tenant == tenant, THREADS.c.thread_id == new.c.thread_id)
+        .limit(1)
+        .lateral("thread")
+    )
+    run_at = func.coalesce(new.c.run_at, func.now())
+    held = exists(select(HELD.c.seq).where(HELD.c.tenant == tenant, HELD.c.thread_id == new.c.thread_id))
+    lifetime = func.make_interval(0, 0, 0, 0, 0, 0, new.c.lifetime)
+    return (
+        select(
+            new.c.id,
+            new.c.thread_id,
+            *(given[name].label(name) for name in _COPIED),
+            new.c.payload_hash,
+            thread.c.leads,
+            (thread.c.last_seq - given["back"]).label("seq"),
+            run_at.label("run_at"),
+            case((and_(thread.c.leads, ~held), rank_at(run_at, given["priority"]))).label("rank"),
+            func.coalesce(new.c.deadline, func.greatest(run_at, func.now()) + lifetime).label("deadline"),
+        )
+        .select_from(new.join(thread, true()))
+        .where(or_(given["multitask_strategy"] != word("reject"), thread.c.leads))
+    )
+
+
+def _has_backlog(tenant: ColumnElement[str], entering: CTE) -> ColumnElement[bool]:
+    """Whether the tenant had a run ready, of a graph that now leads a thread, for which nobody has rung."""
+    graphs = select(entering.c.graph).where(entering.c.leads).distinct().subquery("graphs")
+    before = RUNS.alias("before")
     ready = (
         select(before.c.id)
         .where(
-            before.c.graph == new.c.graph,
+            before.c.graph == graphs.c.graph,
             before.c.tenant == tenant,
             before.c.status == word("pending"),
             before.c.rank <= func.now(),
@@ -244,73 +363,9 @@ def insert_runs() -> Executable:
         )
         .order_by(before.c.rank)
         .limit(1)
-        .scalar_subquery()
+        .lateral("ready")
     )
-    leads = and_(new.c.first, other.is_(null()))
-    # Once for each, as they are asked for several times below.
-    entering = (
-        select(
-            *new.c,
-            (thread.c.last_seq - new.c.back).label("seq"),
-            leads.label("leads"),
-            case((leads, ready.is_not(null())), else_=false()).label("backlog"),
-        )
-        .select_from(new.join(thread, true()))
-        .cte("entering")
-        .prefix_with("materialized")
-    )
-    run_at = func.coalesce(entering.c.run_at, func.now())
-    held = exists(select(HELD.c.seq).where(HELD.c.tenant == tenant, HELD.c.thread_id == entering.c.thread_id))
-    values = {
-        "id": entering.c.id,
-        "tenant": tenant,
-        "thread_id": entering.c.thread_id,
-        "seq": entering.c.seq,
-        "run_at": run_at,
-        "rank": case((and_(entering.c.leads, ~held), rank_at(run_at, entering.c.priority))),
-        "backlog": entering.c.backlog,
-        "deadline": func.coalesce(
-            entering.c.deadline,
-            func.greatest(run_at, func.now()) + func.make_interval(0, 0, 0, 0, 0, 0, entering.c.lifetime),
-        ),
-        "payload_hash": func.decode(entering.c.payload_hash, "hex"),
-        **{name: entering.c[name] for name in _COPIED},
-    }
-    rows = (
-        select(*(value.label(name) for name, value in values.items()))
-        .where(or_(entering.c.multitask_strategy != word("reject"), entering.c.leads))
-        .cte("new_run")
-    )
-    is_ready = and_(rows.c.rank.is_not(None), rows.c.run_at <= func.now())
-    rings = and_(
-        is_ready,
-        ~func.bool_or(rows.c.backlog).over(),
-        func.count().filter(is_ready).over(order_by=rows.c.id) <= _bells_left(tenant),
-    )
-    columns = [name for name in values if name != "backlog"]
-    insertion = upsert(RUNS).from_select(
-        [*columns, "dispatched_at"], select(*(rows.c[name] for name in columns), case((rings, func.now())))
-    )
-    inserted = (
-        insertion.on_conflict_do_nothing(
-            index_elements=[RUNS.c.tenant, RUNS.c.idempotency_key],
-            index_where=RUNS.c.idempotency_key.is_not(None),
-        )
-        .returning(*RUN_COLUMNS, RUNS.c.dispatched_at.is_not(None).label("rings"))
-        .cte("inserted")
-    )
-    # A thread whose run was left out stays as it stands.
-    occupied = (
-        update(THREADS)
-        .where(
-            THREADS.c.tenant == tenant,
-            THREADS.c.thread_id == func.any(func.array(select(inserted.c.thread_id).scalar_subquery())),
-        )
-        .values(status=word("busy"), updated_at=func.now())
-        .returning(THREADS.c.thread_id)
-        .cte("occupied")
-    )
-    return select(inserted).add_cte(occupied)
+    return exists(select(ready.c.id).select_from(graphs.join(ready, true())))
 
 
 @cache

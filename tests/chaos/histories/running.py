@@ -278,7 +278,7 @@ class Succeed(OfGrip):
             case "claim":
                 return [Step(pick_next(), look), Step(claim_taken(), _claimant(self.worker, alone=False))]
             case "ring":
-                return [Step(pick_next(), look), Step(ring_taken(), {})]
+                return [Step(pick_next(), look), Step(ring_taken(), {"patience": SILENCE})]
             case "leave":
                 return []
 

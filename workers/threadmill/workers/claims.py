@@ -141,7 +141,7 @@ class Claims:
             case Next.CLAIM:
                 return [pick, Step(claim_taken(), self._claimant()), read_taken_head()]
             case Next.RING:
-                return [pick, Step(ring_taken(), {})]
+                return [pick, Step(ring_taken(), {"patience": self._look["patience"]})]
             case Next.LEAVE:
                 return []
 

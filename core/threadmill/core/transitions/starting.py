@@ -36,9 +36,10 @@ PAIRS = 1_000
 # What may be started, but for its limits; at a worker that serves it.
 _READY = """run.status = 'pending' and run.rank <= now() and run.run_at <= now()
     and (run.deadline is null or run.deadline > now())"""
-# And for which no bell is on its way: none was rung, or it has gone unanswered for too long.
+# For which no bell is on its way: none was rung, or it has gone unanswered for too long.
+_SILENT = "(run.dispatched_at is null or run.dispatched_at < now() - make_interval(secs => :patience))"
 _UNRUNG = f"""{_READY}
-    and (run.dispatched_at is null or run.dispatched_at < now() - make_interval(secs => :patience))"""
+    and {_SILENT}"""
 # A run that has cost workers is not for one that executes others beside it.
 _ALONE = f"run.worker_losses >= {QUARANTINE_LOSSES}"
 
@@ -216,8 +217,8 @@ _RING = f"""
     ),
     rung as materialized (
         select run.id from {SCHEMA}.runs as run
-        -- Its status once more, as it is looked at again where another has changed the row meanwhile.
-        where run.status || '' = 'pending'
+        -- Once more, as the row is looked at again where another has claimed it meanwhile or rung for it.
+        where run.status || '' = 'pending' and {_SILENT}
             and run.id in (select id from below union select id from unanswered)
         limit :limit
         for update skip locked
@@ -232,7 +233,7 @@ _RING = f"""
 _RING_TAKEN = f"""
     update {SCHEMA}.runs as run set dispatched_at = now()
     where run.id = cast(nullif(current_setting('{TAKEN_SETTING}', true), '') as uuid)
-        and run.status || '' = 'pending'
+        and run.status || '' = 'pending' and {_SILENT}
     returning run.id, run.tenant, run.thread_id, run.graph, {_ALONE} as alone
 """  # noqa: S608 - constants
 
@@ -290,5 +291,8 @@ def unring() -> Executable:
 
 @cache
 def ring_taken() -> Executable:
-    """Marks what was picked as rung, and returns its bell. After `pick_next`."""
+    """Marks what was picked as rung, unless it has been meanwhile, and returns its bell. After `pick_next`.
+
+    Parameter: patience, as there.
+    """
     return text(_RING_TAKEN)

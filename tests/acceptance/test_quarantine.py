@@ -75,7 +75,10 @@ def enqueue(producer: Producer, admin: Any) -> Callable[..., Run]:
     def enqueue(graph: str, text: str = "slow", thread_id: str = "t", losses: int = 2) -> Run:
         # By the column's default: no worker sees the run before.
         admin.execute(f"alter table runs alter worker_losses set default {losses}")
-        run = producer.enqueue(graph, {"texts": [text]}, tenant="acme", thread_id=thread_id)
+        # sync: what has ended is stored when the next node ends its process at once.
+        run = producer.enqueue(
+            graph, {"texts": [text]}, tenant="acme", thread_id=thread_id, durability="sync"
+        )
         admin.execute("alter table runs alter worker_losses set default 0")
         return run
 

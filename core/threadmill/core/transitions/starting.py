@@ -136,7 +136,9 @@ _PICK_MANY = f"""
             and coalesce(limits.max_running > running.number, true)
     ),
     candidate as materialized (
-        select ready.*, (standing.running + row_number() over of_tenant) / standing.weight as turn,
+        -- Less a half: what comes of it is the whole number nearest to each share (Webster's method). Without
+        -- that, as D'Hondt's does, it would round down what is small and up what is large.
+        select ready.*, (standing.running + row_number() over of_tenant - 0.5) / standing.weight as turn,
             standing.limited and row_number() over of_tenant > 1
             or row_number() over (partition by ready.graph order by ready.rank) > 1 and exists (
                 select from {SCHEMA}.limits where kind = 'graph' and name = ready.graph

@@ -103,7 +103,7 @@ def throughput(points: Measured, figure: Figure, left: Axes, right: Axes) -> Non
 
 
 def _is(point: Mapping[str, Any], name: str) -> bool:
-    return bool(point["name"] == name and point["at_once"] is None)
+    return bool(point["name"] == name and point["at_once"] is None and point["shards"] == 1)
 
 
 def latency(rounds: Measured, figure: Figure, left: Axes, right: Axes) -> None:

@@ -238,6 +238,11 @@ def test_shards_that_cannot_be_are_named(values: dict[str, object], problem: str
     assert problem in str(raised.value)
 
 
+def test_a_shard_that_there_is_not_is_not_taken_for_the_main_one() -> None:
+    with pytest.raises(SettingsInvalid, match="asia is none of the shards: eu, us"):
+        fleet().for_shard("asia")
+
+
 def test_what_is_wrong_with_the_shards_does_not_show_their_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("THREADMILL_SHARDS", '[{"database_url": "postgresql://u:hunter2@db/x"')
     with pytest.raises(SettingsInvalid, match=r"shards.*no JSON") as torn:

@@ -146,15 +146,21 @@ class Settings(BaseSettings):
         urls = Counter([self.database_url, *(shard.database_url for shard in self.shards)])
         if shared := [shard.name for shard in self.shards if urls[shard.database_url] > 1]:
             yield f"shards: {shared[0]} must have a database of its own"
-        if self.shard not in (MAIN_SHARD, *names):
-            yield f"shard: {self.shard} is none of the shards: {', '.join(names) or 'there are none'}"
+        yield from self._problems_of_shard(self.shard)
+
+    def _problems_of_shard(self, name: str) -> Iterator[str]:
+        names = [shard.name for shard in self.shards]
+        if name not in (MAIN_SHARD, *names):
+            yield f"shard: {name} is none of the shards: {', '.join(names) or 'there are none'}"
 
     def homes(self) -> dict[str, str]:
         """The shard of each tenant that is not on the main one."""
         return {tenant: shard.name for shard in self.shards for tenant in shard.tenants}
 
     def for_shard(self, name: str) -> Settings:
-        """These settings where this shard is meant."""
+        """These settings where this shard is meant. Raises SettingsInvalid where there is no such one."""
+        if problems := list(self._problems_of_shard(name)):
+            raise SettingsInvalid(problems)
         return self.model_copy(update={"shard": name})
 
     def for_tenant(self, tenant: str) -> Settings:

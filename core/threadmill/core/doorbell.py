@@ -9,9 +9,10 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import structlog
-from celery import Celery
 from kombu.exceptions import LimitExceeded, OperationalError
+from kombu.pools import ProducerPool
 
+from threadmill.core.broker import ConnectionPool
 from threadmill.core.celery_app import RUN_TASK, create_celery_app
 from threadmill.core.errors import BrokerUnavailable
 from threadmill.core.settings import Settings
@@ -20,6 +21,8 @@ from threadmill.core.statement import Row
 # How long ringing waits: for each answer of the broker, of which the first ring on a connection needs a few,
 # and, before that, for one of the connections that its callers share. In seconds; less than one in all.
 TIMEOUT = 0.3
+# So many threads ring at once; the others wait for one of them.
+CONNECTIONS = 10
 # After a failure nothing is rung for so long, so that a thousand callers do not wait one after another.
 AWAY_SECONDS = 1.0
 
@@ -77,13 +80,15 @@ def next_bell(row: Row) -> Bell | None:
 class Doorbell:
     """Rings bells. A bell that cannot be rung is no error: the leader's sweep rings it later."""
 
-    def __init__(self, settings: Settings, app: Celery | None = None) -> None:
+    def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._app = app or create_celery_app(settings, timeout=TIMEOUT)
+        self._app = create_celery_app(settings, timeout=TIMEOUT)
         self._away_until = float("-inf")
         connection = self._app.connection_for_write()
         self._address = connection.as_uri()  # without its password
-        # LimitExceeded: all of Celery's connections wait for a broker that does not answer.
+        self._connections = ConnectionPool(connection, CONNECTIONS)  # type: ignore[no-untyped-call]
+        self._producers = ProducerPool(self._connections, limit=CONNECTIONS)
+        # LimitExceeded: all of its connections wait for a broker that does not answer.
         self._broker_errors = (OperationalError, LimitExceeded, OSError, *connection.connection_errors)
 
     def ring(self, bells: Iterable[Bell]) -> int:
@@ -95,7 +100,7 @@ class Doorbell:
         if time.monotonic() < self._away_until:
             return rung
         try:
-            with self._app.producer_pool.acquire(block=True, timeout=TIMEOUT) as producer:
+            with self._producers.acquire(block=True, timeout=TIMEOUT) as producer:
                 for bell in bells:
                     self._app.send_task(
                         RUN_TASK,
@@ -104,6 +109,7 @@ class Doorbell:
                         argsrepr=shown(bell.tenant, bell.thread_id, bell.graph),
                         kwargsrepr="",
                         queue=self._settings.queue,
+                        declare=(),  # who listens has declared it
                         producer=producer,
                         ignore_result=True,
                         retry=False,
@@ -127,4 +133,6 @@ class Doorbell:
             raise BrokerUnavailable(self._address, str(error)) from error
 
     def close(self) -> None:
+        self._producers.force_close_all()
+        self._connections.force_close_all()  # type: ignore[no-untyped-call]
         self._app.close()

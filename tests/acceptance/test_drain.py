@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import signal
 import time
 from collections.abc import Callable
@@ -11,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from threadmill.core.notice import connect_redis
+from threadmill.core.settings import Settings
 from threadmill.producers import Producer, Run
 
 # A node says on stderr, where the worker's log goes, that it has begun, and waits for a file.
@@ -112,6 +115,27 @@ def test_a_run_is_handed_over_at_its_next_step_and_goes_on_elsewhere_within_a_se
         "select runs.dispatched_at - attempts.ended_at from runs join attempts on run_id = runs.id"
     ).fetchone()
     assert pause < datetime.timedelta(seconds=1)
+
+
+def test_a_bell_that_waits_for_a_slot_goes_back_to_the_queue(
+    start: Start, enqueue: Callable[..., Run], open_gate: Callable[[], None], settings: Settings
+) -> None:
+    leaving = start(concurrency=1, ring_again_after=60)
+    enqueue("waits")
+    leaving.wait_for("first.begun")
+    waits = enqueue("waits", thread_id="another")
+    client = connect_redis(settings, timeout=5)
+    assert client is not None
+    with client:
+        assert eventually(lambda: client.llen(settings.queue) == 0)
+
+        leaving.process.send_signal(signal.SIGTERM)
+        leaving.wait_for("worker.drains")
+        open_gate()
+
+        assert leaving.process.wait(20) == 0
+        bells = [json.loads(bell)["headers"]["id"] for bell in client.lrange(settings.queue, 0, -1)]
+    assert waits.id in bells
 
 
 @pytest.mark.parametrize(

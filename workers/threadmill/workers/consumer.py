@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import structlog
@@ -15,6 +16,7 @@ from kombu.transport import redis
 
 from threadmill.core.celery_app import RUN_TASK
 from threadmill.core.doorbell import Bell
+from threadmill.workers.pool import AsyncioPool
 from threadmill.workers.task_events import TaskEvents
 from threadmill.workers.transport import Transport
 from threadmill.workers.undeliverable import Undeliverable, UndeliverableMessages, kept
@@ -71,7 +73,15 @@ class Consumer(CeleryConsumer):
     def update_strategies(self) -> None:
         super().update_strategies()
         for name, strategy in self.strategies.items():
-            self.strategies[name] = _checked(strategy, is_bell=name == RUN_TASK)
+            is_bell = name == RUN_TASK
+            if is_bell and isinstance(self.pool, AsyncioPool):
+                strategy = self._hand_over
+            self.strategies[name] = _checked(strategy, is_bell=is_bell)
+
+    def _hand_over(self, message: Any, body: Any, acknowledge: Callable[..., None], *_: Any) -> None:  # noqa: ARG002
+        """Hands a bell to the pool, without what Celery makes of a task, which takes as long as a claim."""
+        args, _, _ = message.payload
+        self.pool.answer(Bell.of(*args), partial(acknowledge, _celery_log, self.connection_errors))
 
     def on_unknown_message(self, body: Any, message: Any) -> None:  # noqa: ARG002 - Celery's signature
         self._take(message, "UnknownMessage", _NO_TASK)

@@ -154,7 +154,10 @@ class Executor:
             except LeaseLost as lost:
                 _log.warning("run.fenced", graph=run["graph"])
                 error = lost
-            except Exception as raised:
+            except (RunFailed, RunPostponed) as recorded:
+                error = recorded
+            except Exception as raised:  # the heartbeat gives the run back
+                _log.error("run.unrecorded", graph=run["graph"], error=type(raised).__name__)
                 error = raised
             finally:
                 attempt.lease.lost = True

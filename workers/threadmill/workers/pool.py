@@ -7,31 +7,25 @@ read and not taken: its `on_apply` waits for the coroutine, so it runs one task 
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
-from billiard.einfo import ExceptionInfo
 from celery.concurrency.base import BasePool, apply_target
-from kombu.serialization import loads
 
-from threadmill.core.celery_app import RUN_TASK
+from threadmill.core.doorbell import Bell
 from threadmill.core.settings import Settings
 from threadmill.workers import transport
-from threadmill.workers.runtime import Draining, Runtime
+from threadmill.workers.runtime import Runtime
 from threadmill.workers.task_events import TaskEvents
-from threadmill.workers.tasks import answer
-
-STOP_TIMEOUT = 5.0
 
 
 class AsyncioPool(BasePool):
     """Runs up to `limit` runs at once on the loop of the process's runtime.
 
-    A message is accepted, and thereby acknowledged, when a place is free. Any other task than
-    `threadmill.run` (Celery's own, or a user's) runs in a thread beside the loop.
+    The consumer hands it bells, which are accepted, and thereby acknowledged, when a place is free. Any other
+    task than `threadmill.run` (Celery's own, or a user's) is applied by Celery, in a thread beside the loop.
     """
 
     limit: int
@@ -59,7 +53,6 @@ class AsyncioPool(BasePool):
         os.set_blocking(self._wakes, False)
         os.set_blocking(self._woken, False)
         self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="threadmill-task")
-        self._running: set[Future[None]] = set()
 
     def on_start(self) -> None:
         self._runtime.start()
@@ -77,6 +70,10 @@ class AsyncioPool(BasePool):
         with suppress(BlockingIOError):
             os.write(self._wakes, b".")
 
+    def answer(self, bell: Bell, accept: Callable[[], None]) -> None:
+        """Has the run of a bell executed. accept: is called when there is a place for it."""
+        self._runtime.answer_soon(bell, accept)
+
     def on_apply(
         self,
         target: Callable[..., Any],
@@ -86,53 +83,18 @@ class AsyncioPool(BasePool):
         accept_callback: Callable[..., Any] | None = None,
         **_: Any,
     ) -> None:
-        if args[0] != RUN_TASK:
-            self._threads.submit(apply_target, target, args, kwargs, callback, accept_callback)
-            return
-        assert callback is not None
-        bell = _decode(*args[3:6])
-
-        def accept() -> None:
-            if accept_callback is not None:
-                accept_callback(os.getpid(), time.monotonic())
-
-        future = self._runtime.submit(self._run(bell, callback, accept))
-        self._running.add(future)
-        future.add_done_callback(self._running.discard)
-
-    async def _run(self, bell: list[Any], callback: Callable[..., Any], accept: Callable[[], None]) -> None:
-        started = time.monotonic()
-        try:
-            result = await answer(self._runtime, bell, accept)
-        except Draining:
-            pass  # unacknowledged, so the broker keeps it
-        except Exception:
-            callback((True, ExceptionInfo(), time.monotonic() - started))
-        else:
-            callback((False, result, time.monotonic() - started))
+        self._threads.submit(apply_target, target, args, kwargs, callback, accept_callback)
 
     def on_stop(self) -> None:
         """Warm shutdown: the runs under way are handed over at their next checkpoint."""
         self._runtime.drain()
-        wait(list(self._running), timeout=STOP_TIMEOUT)
         self._threads.shutdown(cancel_futures=True)
         self._runtime.stop()
 
     def on_terminate(self) -> None:
         """Cold shutdown: the runs under way are abandoned where they stand."""
         self._threads.shutdown(wait=False, cancel_futures=True)
-        for future in list(self._running):
-            future.cancel()
         self._runtime.stop()
 
     def _get_info(self) -> dict[str, Any]:
-        return {**super()._get_info(), "running": len(self._running), "processes": [os.getpid()]}
-
-
-def _decode(body: Any, content_type: str | None, content_encoding: str | None) -> list[Any]:
-    """The positional arguments of a task message (Celery's protocol 2: args, kwargs, embed)."""
-    if content_type:
-        args, _, _ = loads(body, content_type, content_encoding, accept={"application/json"})
-    else:
-        args, _, _ = body
-    return list(args)
+        return {**super()._get_info(), "running": self._runtime.running, "processes": [os.getpid()]}

@@ -16,7 +16,7 @@ import uvloop
 
 from threadmill.core.database import AsyncDatabase
 from threadmill.core.doorbell import Bell, Doorbell
-from threadmill.core.errors import GraphError, LeaseLost
+from threadmill.core.errors import GraphError
 from threadmill.core.policy import GraphPolicy
 from threadmill.core.settings import Settings
 from threadmill.core.statement import Batch, Plan, Step
@@ -26,7 +26,7 @@ from threadmill.workers.attempts import Attempts, NodeThreads
 from threadmill.workers.cancellations import Cancellations
 from threadmill.workers.claims import BellDropped, Claimed, Claims, Next
 from threadmill.workers.event_writer import EventWriter
-from threadmill.workers.executor import STOP_GRACE, Executor, RunFailed, RunPostponed
+from threadmill.workers.executor import STOP_GRACE, Executor, Outcome
 from threadmill.workers.heartbeat import Heartbeat
 from threadmill.workers.herald import Herald
 from threadmill.workers.quarantine import Quarantine
@@ -75,7 +75,7 @@ class Runtime:
         """limit: runs at once; None takes the settings'. goes_on: a slot whose run has succeeded goes on with
         the tenant's next; else it is free for the next bell. on_replace: the process is to be replaced, as a
         node will not end. on_room: there may be room for one more bell. on_node: is told each node as it
-        begins. task_events: are told of runs without a bell."""
+        begins. task_events: are told of runs."""
         self._settings = settings
         self._alone = alone
         self._goes_on = goes_on
@@ -112,7 +112,7 @@ class Runtime:
         self._taker: Taker | None = None
         self._taking: asyncio.Task[None] | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._occupied: set[asyncio.Task[None]] = set()
+        self._slot_tasks: set[asyncio.Task[Any]] = set()
 
     @property
     def worker_id(self) -> uuid.UUID:
@@ -180,7 +180,7 @@ class Runtime:
             self._slots,
             self._claims,
             redis_is_away=lambda: self._cancellations.redis_is_away,
-            execute=self._occupy,
+            execute=lambda claimed: self._begin_task(self._execute_on(claimed)),
             answer=self._answer_quietly,
         )
         self._taking = asyncio.create_task(self._taker.take_on(), name="threadmill-taker")
@@ -245,51 +245,75 @@ class Runtime:
         with suppress(RuntimeError):  # the loop is closed already
             self._loop.call_soon_threadsafe(function, *arguments)
 
-    async def answer(self, bell: Bell, accept: Callable[[], None] = lambda: None) -> str:
-        """Executes the run of a bell when a slot is free, and returns its status.
+    async def answer(self, bell: Bell) -> str:
+        """Executes the run of a bell when a slot is free, and then what follows on it; the run's status.
 
-        accept: is called when the bell has been taken. Raises Draining before that, and what
-        Executor.execute raises.
+        Raises BellDropped and Draining, and RunFailed, RunPostponed, LeaseLost or whatever could not be
+        recorded.
         """
+        error = await self._execute_on(await self._claim(bell))
+        if error is not None:
+            raise error
+        return "success"
+
+    def answer_soon(self, bell: Bell, accept: Callable[[], None]) -> None:
+        """`answer`, begun from any thread. accept: is called when the bell has been taken, and not where the
+        worker drains first."""
+        self._call(lambda: self._begin_task(self._answer_quietly(bell, accept)))
+
+    async def _answer_quietly(self, bell: Bell, accept: Callable[[], None] = lambda: None) -> None:
+        """`answer` where nobody listens: what came of it is in the ledger."""
+        try:
+            claimed = await self._claim(bell, accept)
+        except (BellDropped, Draining):
+            return
+        except Exception as error:
+            _log.error("bell.unanswered", run=str(bell.run_id), error=type(error).__name__)
+            return
+        await self._execute_on(claimed)
+
+    async def _claim(self, bell: Bell, accept: Callable[[], None] = lambda: None) -> Claimed:
+        """The run of the bell, and a slot taken for it. Raises BellDropped, and Draining before `accept`."""
         if bell.alone and not self._alone:
             accept()
             self._quarantine.line_up(bell)
             raise BellDropped
         await self._slots.wait()
-        kept = False
         try:
             if not self._executor.accepts:
                 raise Draining
             accept()
             claimed = await self._executor.claim(bell)
-            self._look()
-            error, following = await self._executor.execute(claimed)
-            if following is not None:
-                self._occupy(following)
-                kept = True
-        finally:
-            if not kept:
-                self._free_slot()
-        if error is not None:
-            raise error
-        return "success"
+        except BaseException:
+            self._free_slot()
+            raise
+        self._look()
+        return claimed
 
-    def _occupy(self, claimed: Claimed) -> None:
-        """Executes the run in a slot that is taken for it, and then what follows on it."""
-        task = asyncio.create_task(self._execute_on(claimed), name="threadmill-slot")
-        self._occupied.add(task)
-        task.add_done_callback(self._occupied.discard)
+    def _begin_task(self, work: Coroutine[Any, Any, Any]) -> None:
+        task = asyncio.create_task(work, name="threadmill-slot")
+        self._slot_tasks.add(task)
+        task.add_done_callback(self._slot_tasks.discard)
 
-    async def _execute_on(self, claimed: Claimed) -> None:
-        following: Claimed | None = claimed
+    async def _execute_on(self, claimed: Claimed) -> Exception | None:
+        """Executes the run in a slot that is taken for it, and then what follows on it.
+
+        Returns what came of the run itself.
+        """
         try:
+            error, following = await self._execute(claimed)
             while following is not None:
-                run, began = following.run, time.monotonic()
-                self._task_events.began(run)
-                error, following = await self._executor.execute(following)
-                self._task_events.ended(run, error, time.monotonic() - began)
+                _, following = await self._execute(following)
         finally:
             self._free_slot()
+        return error
+
+    async def _execute(self, claimed: Claimed) -> Outcome:
+        began = time.monotonic()
+        self._task_events.began(claimed.run)
+        outcome = await self._executor.execute(claimed)
+        self._task_events.ended(claimed.run, outcome.error, time.monotonic() - began)
+        return outcome
 
     def _free_slot(self) -> None:
         self._slots.give_back()
@@ -307,14 +331,14 @@ class Runtime:
         return Next.LEAVE if turn_is_over or self._slots.is_waited_for else Next.CLAIM
 
     @property
+    def running(self) -> int:
+        """How many attempts are under way."""
+        return len(self._attempts)
+
+    @property
     def has_room(self) -> bool:
         """Whether the bell of one more run would be answered soon."""
         return self._slots.has_room
-
-    async def _answer_quietly(self, bell: Bell) -> None:
-        """`answer` where nobody listens: what came of it is in the ledger."""
-        with suppress(BellDropped, RunFailed, RunPostponed, LeaseLost, Draining):
-            await self.answer(bell)
 
     def _cut_off(self) -> None:
         """The lease has run out: everything stops, and whoever waits for Postgres stops waiting."""

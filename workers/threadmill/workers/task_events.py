@@ -1,4 +1,4 @@
-"""Shows in Flower the runs that a worker took without a bell, as Celery shows those of a bell."""
+"""Shows in Flower the runs that the asyncio pool executes, as Celery shows those of its own pools."""
 
 from __future__ import annotations
 

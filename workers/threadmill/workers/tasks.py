@@ -29,29 +29,18 @@ class Process:
     is_told = False
 
 
-async def answer(runtime: Runtime, args: list[Any], accept: Callable[[], None] = lambda: None) -> str:
-    """Executes the run that a bell's arguments name; raises Celery's Ignore where nothing is to be shown.
-
-    accept: is called when there is room for it. Raises Draining before that.
-    """
-    try:
-        return await runtime.answer(Bell.of(*args), accept)
-    except (BellDropped, LeaseLost, RunPostponed):
-        # A second bell for a run must not overwrite in Flower what became of the first.
-        raise Ignore from None
-
-
 def create_worker_app(settings: Settings) -> Celery:
     """The Celery app with the task `threadmill.run`."""
     app = create_celery_app(settings)
 
     @app.task(name=RUN_TASK, bind=True, ignore_result=True)
     def run(self: Task, *args: Any) -> str:  # noqa: ARG001 - Celery binds it
-        # Only the prefork pool comes here: the asyncio pool calls `answer` on its loop.
+        # Only the prefork pool comes here: the asyncio pool is handed bells.
         assert Process.runtime is not None
         try:
-            return Process.runtime.submit(answer(Process.runtime, list(args))).result()
-        except Draining:
+            return Process.runtime.submit(Process.runtime.answer(Bell.of(*args))).result()
+        except (BellDropped, LeaseLost, RunPostponed, Draining):
+            # A second bell for a run must not overwrite in Flower what became of the first.
             raise Ignore from None
 
     _give_children_a_runtime(settings)

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
-from kombu.transport import redis
+from kombu.transport import redis, virtual
 
 
-class QoS(redis.QoS):
-    """As kombu's own, but a message is fetched only where there is room for one more bell."""
+class QoS(virtual.QoS):
+    """Fetches a message only where there is room for one more bell.
+
+    Kombu's own for Redis also writes into Redis what was fetched and is not yet acknowledged, so that it is
+    not lost with its worker: two round trips for each. A bell may be lost.
+    """
 
     # Handed over by the pool, as kombu makes it.
     has_room: Callable[[], bool] = staticmethod(lambda: True)
@@ -26,7 +30,11 @@ class QoS(redis.QoS):
 class Channel(redis.Channel):
     """As kombu's own, but what cannot be read is passed over."""
 
-    QoS = QoS
+    ack_emulation = False
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)  # type: ignore[no-untyped-call]
+        self.QoS = cast(Any, QoS)  # without `ack_emulation` kombu has just put its own there
 
     def _brpop_read(self, **options: Any) -> Any:
         try:

@@ -8,14 +8,16 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import ormsgpack
 import psycopg
 import pytest
 from langchain_core.runnables import RunnableConfig
+from langgraph.channels import DeltaChannel
 from langgraph.checkpoint.base import Checkpoint, empty_checkpoint
 from langgraph.checkpoint.base.id import uuid6
+from langgraph.graph import START, StateGraph
 from uuid_utils.compat import uuid7
 
 from threadmill.core.database import AsyncDatabase
@@ -122,6 +124,30 @@ async def test_the_saver_notes_the_newest_checkpoint_of_the_graph_itself(pool: P
     await saver.with_allowlist([("m", "C")]).aput(nested, inner, {"source": "loop", "step": 0}, {})
 
     assert saver.progress.checkpoint_id == own["configurable"]["checkpoint_id"]
+
+
+async def test_of_a_delta_channels_thread_no_more_is_read_than_a_value_may_need(
+    pool: Pool, hold: Hold, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class State(TypedDict):
+        log: Annotated[list[int], DeltaChannel(lambda kept, more: sum(more, kept or []), 1_000)]
+
+    graph = StateGraph(State).add_node("rest", lambda state: {}).add_edge(START, "rest")
+    saver = BoundSaver(pool, "acme", hold())
+    compiled = graph.compile(checkpointer=saver)
+    for number in range(60):
+        await compiled.ainvoke({"log": [number]}, at("t"))
+    pages = []
+    ingest = BoundSaver._ingest_stage1_page
+
+    def watched(rows: Any, *rest: Any) -> Any:
+        pages.append(len(rows))
+        return ingest(rows, *rest)
+
+    monkeypatch.setattr(BoundSaver, "_ingest_stage1_page", staticmethod(watched))
+
+    assert (await compiled.aget_state(at("t"))).values == {"log": list(range(60))}
+    assert pages == [128, 60 * 3 - 128]
 
 
 async def test_another_tenants_thread_is_not_there(pool: Pool, hold: Hold) -> None:

@@ -22,7 +22,7 @@ from langgraph.checkpoint.base import (
     get_serializable_checkpoint_metadata,
 )
 from langgraph.checkpoint.base import id as checkpoint_ids
-from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
+from langgraph.checkpoint.postgres import aio
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
 from psycopg import AsyncCursor
@@ -55,6 +55,10 @@ STRICT = JsonPlusSerializer(allowed_msgpack_modules=None)
 CURRENT_FORMAT = 4
 # LangGraph's own (langgraph._internal._constants): which node an error handler is called for.
 ERROR_SOURCE_NODE = "__error_source_node__"
+
+# Of a DeltaChannel's thread the stock saver reads 1,024 checkpoints at once, with a look for a value at each.
+# By default there is one within the last fifty turns; where there is none, it reads on.
+aio._DELTA_PAGE_SIZE = 128  # type: ignore[attr-defined]
 
 # Which checkpoints are of effect, where some are not. A subgraph's stand under the parent's checkpoint from
 # which it was called, and are newer: what earlier runs have left there, which stopped at a question and were
@@ -106,7 +110,7 @@ class Progress:
     checkpoint_id: str | None = None
 
 
-class BoundSaver(AsyncPostgresSaver):
+class BoundSaver(aio.AsyncPostgresSaver):
     """One tenant's checkpoints; cheap, made for each attempt over the process's pool.
 
     Callers name threads by their plain ids; in the tables they stand under the thread key, so no id that a

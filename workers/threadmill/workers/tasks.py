@@ -19,7 +19,7 @@ from threadmill.core.logs import configure_logs
 from threadmill.core.settings import Settings
 from threadmill.workers.claims import BellDropped
 from threadmill.workers.executor import RunPostponed
-from threadmill.workers.runtime import Draining, Runtime
+from threadmill.workers.runtime import Draining, Runtime, settle
 
 
 class Process:
@@ -67,6 +67,7 @@ def _give_children_a_runtime(settings: Settings) -> None:
         # Celery puts another child in the place of one that ends.
         Process.runtime = Runtime(settings, limit=1, on_replace=lambda: os.kill(os.getpid(), signal.SIGTERM))
         Process.runtime.start()
+        settle()
         threading.Thread(target=drain_when_told, name="threadmill-drain", daemon=True).start()
 
     def drain_when_told() -> None:

@@ -21,6 +21,7 @@ from threadmill.core.settings import Settings
 from threadmill.graphs import Registry
 from threadmill.workers.consumer import Consumer
 from threadmill.workers.pool import AsyncioPool
+from threadmill.workers.runtime import settle
 from threadmill.workers.task_events import TaskEvents
 from threadmill.workers.tasks import create_worker_app
 from threadmill.workers.undeliverable import UndeliverableMessages
@@ -65,6 +66,7 @@ def run_worker(settings: Settings, pool: PoolName = "asyncio") -> int:
     )
 
     def ready(**_: Any) -> None:
+        settle()
         _log.info("worker.ready", queue=settings.queue, pool=pool, concurrency=settings.concurrency)
 
     worker_ready.connect(ready, weak=False)

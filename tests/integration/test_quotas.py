@@ -324,10 +324,9 @@ def test_whoever_was_refused_at_a_great_depth_is_not_counted_again_at_once(
     deep.enqueue(**request(0))
 
 
-def test_a_great_depth_is_not_counted_by_each_enqueue(
-    served: None, settings: Settings, admin: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    admin.execute(DEEP.format(count=20_000))
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int | None]:
+    """Of each enqueue how many it has counted; None where it relied upon what was known."""
     counted = []
     learn = quotas.Quotas.learn
 
@@ -336,6 +335,13 @@ def test_a_great_depth_is_not_counted_by_each_enqueue(
         learn(self, step, row)
 
     monkeypatch.setattr(quotas.Quotas, "learn", noting)
+    return counted
+
+
+def test_a_great_depth_is_not_counted_by_each_enqueue(
+    served: None, settings: Settings, admin: Any, counted: list[int | None]
+) -> None:
+    admin.execute(DEEP.format(count=20_000))
     with Producer(settings) as producer:
         for number in range(450):
             producer.enqueue(**request(number))
@@ -346,3 +352,23 @@ def test_a_great_depth_is_not_counted_by_each_enqueue(
         (202, 20_202),
         (405, 20_405),
     ]
+
+
+def test_few_are_not_counted_by_each_enqueue_either(
+    served: None, settings: Settings, counted: list[int | None]
+) -> None:
+    with Producer(settings) as producer:
+        for number in range(80):
+            producer.enqueue(**request(number))
+
+    assert [(index, known) for index, known in enumerate(counted) if known is not None] == [(0, 0), (65, 65)]
+
+
+def test_few_are_counted_where_all_that_may_come_back_meanwhile_would_not_fit(
+    served: None, settings: Settings, admin: Any, counted: list[int | None]
+) -> None:
+    with Producer(settings.model_copy(update={"max_pending_per_tenant": 10_001})) as producer:
+        for number in range(3):
+            producer.enqueue(**request(number))
+
+    assert counted == [0, 1, 2]

@@ -22,8 +22,10 @@ from threadmill.core.statement import Row, Step
 from threadmill.core.transitions import QUOTA_EXCEEDED, admit, admit_and_bind
 from threadmill.producers.request import SUPERSEDING, RunRequest
 
-# Fewer pending runs than this are counted each time, which is cheap and exact.
-_FEW = 100
+# To count takes as long as so many runs take that are younger, at the least: what has just ended is read too.
+_AT_LEAST = 2_000
+# Of so many tenants it is known how many runs they have pending; then all are forgotten.
+_TENANTS = 10_000
 # Pending runs that come back (replayed, rescued, tried again) are not among the younger ones: what is known
 # is not relied upon for longer, in seconds.
 _KNOWN_FOR = 10.0
@@ -91,7 +93,9 @@ class Quotas:
         for bound, name in names.items():
             pending, marked = row.get(f"{bound}_pending") or (None, None)
             count = self._counts.get(name)
-            if marked is not None and marked >= _FEW:
+            if marked is not None:
+                if len(self._counts) >= _TENANTS:
+                    self._counts.clear()
                 self._counts[name] = _Count(marked, step.parameters["mark"], time.monotonic())
             elif count is not None and (pending is None or _worth_counting(count.known, pending)):
                 self._counts.pop(name, None)
@@ -122,7 +126,7 @@ class Quotas:
 
 def _worth_counting(known: int, pending: int) -> bool:
     """Whether counting all once more costs less than counting the younger ones each time from now on."""
-    return (pending - known) ** 2 > 2 * known
+    return (pending - known) ** 2 > 2 * max(known, _AT_LEAST)
 
 
 def _refusal(error: Exception) -> QuotaExceeded | None:

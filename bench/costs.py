@@ -5,6 +5,7 @@ The pages are the same however busy the machine is.
 
 from __future__ import annotations
 
+import datetime
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from psycopg import sql
 
 from bench.load import GRAPH
 from threadmill.core.database import connect
+from threadmill.core.floors import BEGINNING
 from threadmill.core.settings import Settings
 from threadmill.core.statement import compiled
 from threadmill.core.transitions import (
@@ -27,6 +29,7 @@ from threadmill.core.transitions import (
     ring,
     succeed,
 )
+from threadmill.workers.claims import LOOK_BACK_AFTER
 
 REPEATS = 25
 PATIENCE = 1.5
@@ -77,11 +80,14 @@ def _lived_through(
         **{"run_id": run, "attempt": 1, "checkpoint_id": "c", "next_nodes": [], "output": {}},
         **{"thread_status": "idle", "interrupts": None, "dependencies": []},
     }
+    a_moment_ago = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=LOOK_BACK_AFTER / 2)
+    next_one = {"tenant": tenant, "graphs": [GRAPH], "patience": PATIENCE}
     statements: dict[str, tuple[Any, Mapping[str, Any]]] = {
         "lock_and_bind": (lock_and_bind(), lane),
         "ring": (ring(), {**_LOOK, "limit": 50}),
         "pick_many": (pick_many(), {**_LOOK, "graphs": [GRAPH], "limit": 16}),
-        "pick_next": (pick_next(), {"tenant": tenant, "graphs": [GRAPH], "patience": PATIENCE}),
+        "pick_next": (pick_next(), {**next_one, "floor": BEGINNING}),
+        "  going on": (pick_next(), {**next_one, "floor": a_moment_ago}),
         "claim_taken": (claim_taken(), claimant),
         "succeed": (succeed(), end),
     }

@@ -18,6 +18,7 @@ from uuid_utils.compat import uuid7
 
 from bench.contestant import WrongState
 from threadmill.core.database import AsyncDatabase
+from threadmill.core.floors import BEGINNING
 from threadmill.core.settings import Settings
 from threadmill.core.statement import Batch, Plan, Row, Rows, Step
 from threadmill.core.transitions import (
@@ -93,7 +94,7 @@ class IdleWorker:
             [
                 Step(lock_and_bind(), lane),
                 Step(succeed(), _success(run)),
-                Step(pick_next(), {**self._look, "tenant": run["tenant"]}),
+                Step(pick_next(), {**self._look, "tenant": run["tenant"], "floor": BEGINNING}),
                 Step(claim_taken(), self._claimant),
             ]
         )

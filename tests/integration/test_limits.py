@@ -227,6 +227,19 @@ def test_priority_goes_first_and_waiting_raises_it(start: Callable[..., Any], pr
     assert [text.split()[0] for text in worker.graphs.started] == ["first", "older", "old", "high", "low"]
 
 
+def test_a_slot_that_goes_on_does_not_pass_over_what_is_urgent_for_long(
+    start: Callable[..., Any], producer: Producer
+) -> None:
+    producer.enqueue_many(requests("acme", 400))  # of 0.02 s each and more
+    worker = start(concurrency=1)
+    becomes(lambda: len(worker.graphs.started) >= 5, True)
+
+    producer.enqueue_many(requests("acme", 1, "urgent", priority=100))
+
+    assert becomes(lambda: "urgent acme" in worker.graphs.started, True) < 2
+    assert len(worker.graphs.started) < 400
+
+
 def test_what_is_set_is_kept_and_what_allows_all_is_not(limits: Limits, admin: Any) -> None:
     limits.set("tenant", "acme", weight=2, rate=5)
     assert limits.set("tenant", "acme", max_running=3) == Limit("tenant", "acme", 2, 3, 5)

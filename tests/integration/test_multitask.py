@@ -14,6 +14,7 @@ import pytest
 
 from threadmill.core.database import connection_info
 from threadmill.core.errors import IdempotencyConflict, ThreadBusy
+from threadmill.core.floors import Floors
 from threadmill.core.settings import Settings
 from threadmill.dlq import Desk
 from threadmill.producers import AsyncProducer, Producer, Run, waiting
@@ -345,7 +346,7 @@ def test_it_is_one_round_trip_and_costs_the_others_nothing(
         request = check_request(
             settings, "talk", {"texts": []}, tenant="acme", thread_id="t", multitask_strategy=strategy
         )
-        return next(enqueuing([request], catalogue, Quotas(settings)))
+        return next(enqueuing([request], catalogue, Quotas(settings), Floors(0)))
 
     for strategy, statements in (("enqueue", 3), ("interrupt", 5), ("rollback", 6)):
         batch = first_batch(strategy)

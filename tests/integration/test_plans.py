@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import uuid
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -12,6 +13,7 @@ from psycopg.types.json import Jsonb
 from sqlalchemy.sql import Executable
 
 from threadmill.core.database import connect
+from threadmill.core.floors import BEGINNING
 from threadmill.core.settings import Settings
 from threadmill.core.statement import compiled
 from threadmill.core.transitions import (
@@ -174,6 +176,11 @@ FAILURE = {
     "hold_timeout": None,
 }
 CLAIMANT = {"worker_id": RUN, "versions": "{}", "alone": False}
+READY = """
+    insert into runs (id, tenant, thread_id, seq, graph, input, rank)
+        select gen_random_uuid(), 't1', 'th' || n, 1, 'g', '{}', now() - random() * interval '1 s'
+        from generate_series(1, 500) n
+"""
 LOOK = {"limit": 50, "patience": 5.0, "after_graph": "", "after_tenant": ""}
 THREAD = {**LANE, "key": "t1:th1"}
 
@@ -183,7 +190,7 @@ def test_the_hot_statements_use_their_indexes(explain: Any) -> None:
     statements: dict[str, tuple[Executable, dict[str, Any], str | None, set[str]]] = {
         "insert_runs": (
             insert_runs(),
-            {"the_tenant": "t1", "runs": "[]", "uncertain": []},
+            {"the_tenant": "t1", "runs": "[]", "uncertain": [], "floor": BEGINNING},
             "t1",
             {"threads_pkey", *pending},
         ),
@@ -197,7 +204,7 @@ def test_the_hot_statements_use_their_indexes(explain: Any) -> None:
         "claim_taken": (claim_taken(), CLAIMANT, None, {"runs_pkey", "threads_pkey", *pending}),
         "pick_next": (
             pick_next(),
-            {"tenant": "t1", "graphs": ["g"], "patience": 5.0},
+            {"tenant": "t1", "graphs": ["g"], "floor": BEGINNING, "patience": 5.0},
             None,
             {"runs_ready_idx", "threads_pkey"},
         ),
@@ -383,7 +390,7 @@ def test_the_look_for_a_tenants_next_run_is_planned_once_and_not_for_each_run(
         admin.execute("update runs set status = 'success', rank = null")
         admin.execute("vacuum analyze runs")
     query = compiled(pick_next())
-    look = query.bind({**LOOK, "tenant": "t1", "graphs": ["g", "h"]})
+    look = query.bind({**LOOK, "tenant": "t1", "graphs": ["g", "h"], "floor": BEGINNING})
     with connect(settings) as connection:
         for _ in range(50):
             connection.execute(query.sql, look, prepare=True)
@@ -398,6 +405,33 @@ def test_the_look_for_a_tenants_next_run_is_planned_once_and_not_for_each_run(
     assert len(ready) == 1
     assert "tenant" in ready[0]
     assert "graph" in ready[0]
+
+
+def test_a_look_that_goes_on_does_not_read_what_was_started_since_a_transaction_is_held_open(
+    settings: Settings, admin: Any
+) -> None:
+    def pages(floor: datetime.datetime) -> int:
+        query = compiled(pick_next())
+        look = query.bind({"tenant": "t1", "graphs": ["g"], "floor": floor, "patience": 5.0})
+        explain = f"explain (analyze, buffers, format json) {query.sql}".encode()
+        with connect(settings) as connection, connection.transaction(force_rollback=True):
+            # As on a ledger that is larger than this one.
+            connection.execute("set local enable_seqscan = off; set local enable_bitmapscan = off")
+            row: Any = connection.execute(explain, look).fetchone()
+        return int(row["QUERY PLAN"][0]["Plan"]["Shared Hit Blocks"])
+
+    with connect(settings) as held, held.transaction():
+        held.execute("set transaction isolation level repeatable read")
+        held.execute("select 1")
+        admin.execute(
+            "insert into threads (tenant, thread_id) select 't1', 'th' || n from generate_series(1, 500) n"
+        )
+        admin.execute(READY)
+        admin.execute("update runs set status = 'success', rank = null")
+        (now,) = admin.execute("select now()").fetchone()
+
+        assert pages(BEGINNING) > 300
+        assert pages(now) < 20
 
 
 def test_a_deep_lane_costs_a_sweep_no_more_than_a_glance(

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 
 from threadmill.core.doorbell import Bell
 from threadmill.core.errors import IdempotencyConflict, ThreadBusy
+from threadmill.core.floors import BEGINNING, Floors
 from threadmill.core.statement import Batch, Plan, Row, Rows, Step
 from threadmill.core.transitions import (
     announce_in_transaction,
@@ -49,13 +50,19 @@ class _Written(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """A statement, and what its rows are: of those inserted, superseded, admitted, or of no interest."""
+    """A statement, and what its rows are: of those inserted, superseded, admitted, or of no interest.
+
+    looks_for: the tenant and the graph of which it looks for what was ready before.
+    """
 
     rows: Literal["inserted", "superseded", "admitted"] | None
     step: Step
+    looks_for: tuple[str, str] | None = None
 
 
-def enqueue(requests: Sequence[RunRequest], catalogue: Catalogue, quotas: Quotas) -> Plan[Enqueued]:
+def enqueue(
+    requests: Sequence[RunRequest], catalogue: Catalogue, quotas: Quotas, floors: Floors
+) -> Plan[Enqueued]:
     """All of the requests or none of them, in a transaction of Threadmill's own.
 
     One round trip, unless an idempotency key or the strategy reject makes it look before it commits.
@@ -68,9 +75,9 @@ def enqueue(requests: Sequence[RunRequest], catalogue: Catalogue, quotas: Quotas
     for group in groups:
         if len(groups) > 1:
             parts.append(_Part(None, Step(bind_tenant(), {"tenant": group[0].tenant})))
-        parts += _write(group, catalogue)
+        parts += _write(group, catalogue, floors)
     results = yield Batch([part.step for part in parts], final=certain)
-    written = _read(parts, results, quotas)
+    written = _read(parts, results, quotas, floors)
     missing = [request for request in requests if request.id not in written.inserted]
     found: dict[str, Row] = {}
     if missing:
@@ -79,7 +86,9 @@ def enqueue(requests: Sequence[RunRequest], catalogue: Catalogue, quotas: Quotas
     return _enqueued(requests, written, found)
 
 
-def enqueue_within(requests: Sequence[RunRequest], catalogue: Catalogue, quotas: Quotas) -> Plan[Enqueued]:
+def enqueue_within(
+    requests: Sequence[RunRequest], catalogue: Catalogue, quotas: Quotas, floors: Floors
+) -> Plan[Enqueued]:
     """`enqueue` in a transaction of the caller's, as the caller's role.
 
     The bells, and the ids of the runs that were cancelled, are handed to Postgres, which gives them to the
@@ -89,12 +98,12 @@ def enqueue_within(requests: Sequence[RunRequest], catalogue: Catalogue, quotas:
     groups = _by_tenant(requests)
     admission = [_Part("admitted", step) for step in quotas.steps(groups, bind=False)]
     for group in groups:
-        parts = [*admission, *_write(group, catalogue)]
+        parts = [*admission, *_write(group, catalogue, floors)]
         admission = []
         batch = Batch([part.step for part in parts], final=False)
         supersedes = any(request.multitask_strategy in SUPERSEDING for request in group)
         results = yield from _borrowing(group[0].tenant, batch) if supersedes else _sending(batch)
-        more = _read(parts, results, quotas)
+        more = _read(parts, results, quotas, floors)
         written.inserted.update(more.inserted)
         written.superseded.update(more.superseded)
     missing = [request for request in requests if request.id not in written.inserted]
@@ -122,12 +131,14 @@ def _borrowing(tenant: str, batch: Batch) -> Plan[list[Rows]]:
     return results
 
 
-def _read(parts: Sequence[_Part], results: Sequence[Rows], quotas: Quotas) -> _Written:
+def _read(parts: Sequence[_Part], results: Sequence[Rows], quotas: Quotas, floors: Floors) -> _Written:
     written = _Written({}, {})
     for part, rows in zip(parts, results, strict=True):
         match part.rows:
             case "inserted":
                 written.inserted.update({row["id"]: row for row in rows})
+                if rows and part.looks_for is not None:
+                    floors.learn(part.looks_for, part.step.parameters["floor"], rows[0]["found"])
             case "superseded":
                 written.superseded.update({str(row["id"]): row for row in rows})
             case "admitted":
@@ -143,9 +154,9 @@ def _by_tenant(requests: Sequence[RunRequest]) -> list[list[RunRequest]]:
     return [groups[tenant] for tenant in sorted(groups)]
 
 
-def _write(group: Sequence[RunRequest], catalogue: Catalogue) -> list[_Part]:
+def _write(group: Sequence[RunRequest], catalogue: Catalogue, floors: Floors) -> list[_Part]:
     """The statements for the requests of one tenant, to the effect of one enqueue after the other."""
-    return [part for wave in _waves(group) for part in _write_wave(wave, catalogue)]
+    return [part for wave in _waves(group) for part in _write_wave(wave, catalogue, floors)]
 
 
 def _waves(group: Sequence[RunRequest]) -> list[list[RunRequest]]:
@@ -166,7 +177,7 @@ def _waves(group: Sequence[RunRequest]) -> list[list[RunRequest]]:
     return waves
 
 
-def _write_wave(wave: Sequence[RunRequest], catalogue: Catalogue) -> list[_Part]:
+def _write_wave(wave: Sequence[RunRequest], catalogue: Catalogue, floors: Floors) -> list[_Part]:
     tenant = wave[0].tenant
     counts = Counter(request.thread_id for request in wave)
     left = dict(counts)
@@ -190,15 +201,18 @@ def _write_wave(wave: Sequence[RunRequest], catalogue: Catalogue) -> list[_Part]
             "enters": [thread_id in certain for thread_id in thread_ids],
         },
     )
+    graphs = {request.graph for request in wave}
+    looks_for = (tenant, graphs.pop()) if len(graphs) == 1 else None
     insert = Step(
         insert_runs(),
         {
+            "floor": BEGINNING if looks_for is None else floors.of(looks_for),
             "the_tenant": tenant,
             "runs": f"[{','.join(records)}]",
             "uncertain": [thread_id for thread_id in thread_ids if thread_id not in certain],
         },
     )
-    return [_Part(None, enter), *_supersede(superseding), _Part("inserted", insert)]
+    return [_Part(None, enter), *_supersede(superseding), _Part("inserted", insert, looks_for)]
 
 
 def _supersede(requests: Sequence[RunRequest]) -> list[_Part]:

@@ -113,9 +113,10 @@ class Producer:
         _check_inputs(checked, ledger.catalogue)
         with ledger.quotas.refusing():
             if session is not None:
-                plan = enqueue_within(checked, ledger.catalogue, ledger.quotas)
+                plan = enqueue_within(checked, ledger.catalogue, ledger.quotas, ledger.floors)
                 return carry_out_within(session, plan).runs
-            enqueued = ledger.database.carry_out(enqueue(checked, ledger.catalogue, ledger.quotas))
+            plan = enqueue(checked, ledger.catalogue, ledger.quotas, ledger.floors)
+            enqueued = ledger.database.carry_out(plan)
         ledger.publisher.tell_cancelled(*enqueued.cancelled)
         ledger.doorbell.ring(enqueued.bells)
         return enqueued.runs
@@ -235,9 +236,10 @@ class AsyncProducer:
         _check_inputs(checked, ledger.catalogue)
         with ledger.quotas.refusing():
             if session is not None:
-                plan = enqueue_within(checked, ledger.catalogue, ledger.quotas)
+                plan = enqueue_within(checked, ledger.catalogue, ledger.quotas, ledger.floors)
                 return (await carry_out_within_async(session, plan)).runs
-            enqueued = await ledger.database.carry_out(enqueue(checked, ledger.catalogue, ledger.quotas))
+            plan = enqueue(checked, ledger.catalogue, ledger.quotas, ledger.floors)
+            enqueued = await ledger.database.carry_out(plan)
         await _announce(ledger, enqueued.cancelled, enqueued.bells)
         return enqueued.runs
 

@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 from threadmill.core.database import AsyncDatabase, Database
 from threadmill.core.doorbell import Doorbell
 from threadmill.core.errors import ShardsApart
+from threadmill.core.floors import Floors
 from threadmill.core.keys import check_tenant
 from threadmill.core.publisher import Publisher
 from threadmill.core.settings import MAIN_SHARD, Settings
@@ -18,6 +19,9 @@ from threadmill.producers.quotas import Quotas
 from threadmill.producers.waiting import AsyncNotices, Notices
 
 T = TypeVar("T")
+
+# An enqueue, which rings only where its tenant has nothing ready, looks at all of it after so many seconds.
+LOOK_BACK_AFTER = 2.0
 
 
 class Ledger:
@@ -31,6 +35,7 @@ class Ledger:
         self.publisher = Publisher(settings)
         self.catalogue = Catalogue(settings.graphs_refresh)
         self.quotas = Quotas(settings)
+        self.floors = Floors(LOOK_BACK_AFTER)
 
     def close(self) -> None:
         """Gives back all connections."""
@@ -51,6 +56,7 @@ class AsyncLedger:
         self.publisher = Publisher(settings)
         self.catalogue = Catalogue(settings.graphs_refresh)
         self.quotas = Quotas(settings)
+        self.floors = Floors(LOOK_BACK_AFTER)
 
     async def close(self) -> None:
         """Gives back all connections."""

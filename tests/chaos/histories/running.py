@@ -26,6 +26,7 @@ from tests.chaos.histories.picture import TICK
 from tests.chaos.histories.state import Ending, LaneId, Outcome, Request
 
 from threadmill.core.doorbell import bell_of
+from threadmill.core.floors import BEGINNING, Floors
 from threadmill.core.keys import thread_key
 from threadmill.core.settings import Settings
 from threadmill.core.statement import Batch, Plan, Rows, Step, compiled
@@ -66,6 +67,7 @@ class Enqueue(Move):
             [self._request(request, context.settings) for request in self.requests],
             context.catalogue,
             Quotas(context.settings),
+            Floors(0),
         )
         told = (tuple(UUID(run.id) for run in enqueued.runs), tuple(sorted(enqueued.cancelled)))
         return Outcome("enqueued", bells_of(*enqueued.bells), told)
@@ -273,7 +275,7 @@ class Succeed(OfGrip):
                 return Outcome(word)
 
     def _then(self) -> list[Step]:
-        look = {"tenant": self.lane[0], "graphs": list(GRAPHS), "patience": SILENCE}
+        look = {"tenant": self.lane[0], "graphs": list(GRAPHS), "floor": BEGINNING, "patience": SILENCE}
         match self.then:
             case "claim":
                 return [Step(pick_next(), look), Step(claim_taken(), _claimant(self.worker, alone=False))]

@@ -14,6 +14,7 @@ import structlog
 
 from threadmill.core.database import AsyncDatabase
 from threadmill.core.doorbell import Bell, bell_of
+from threadmill.core.floors import Floors
 from threadmill.core.keys import thread_key
 from threadmill.core.statement import Batch, Plan, Row, Rows, Step
 from threadmill.core.transitions import (
@@ -31,6 +32,9 @@ from threadmill.workers.attempts import Attempts
 from threadmill.workers.heads import UNREAD, Head, read_head, read_heads, read_taken_head
 from threadmill.workers.heartbeat import Heartbeat
 from threadmill.workers.patience import patiently
+
+# A slot that goes on with its tenant looks from the beginning again after so many seconds.
+LOOK_BACK_AFTER = 0.5
 
 _log = structlog.get_logger("threadmill.claims")
 
@@ -92,6 +96,7 @@ class Claims:
         self._look = {"graphs": list(versions), "patience": patience}
         self._alone = alone
         self._after = FROM_THE_FIRST
+        self._floors = Floors(LOOK_BACK_AFTER)
 
     async def claim(self, bell: Bell) -> Claimed:
         """The run of a bell. Raises BellDropped where it is not to be had."""
@@ -136,33 +141,31 @@ class Claims:
 
     def next_steps(self, tenant: str, how: Next) -> list[Step]:
         """What goes on with the tenant's next run, in a transaction that is bound to the tenant."""
-        pick = Step(pick_next(), {**self._look, "tenant": tenant})
-        match how:
-            case Next.CLAIM:
-                return [pick, Step(claim_taken(), self._claimant()), read_taken_head()]
-            case Next.RING:
-                return [pick, Step(ring_taken(), {"patience": self._look["patience"]})]
-            case Next.LEAVE:
-                return []
+        if how is Next.LEAVE:
+            return []
+        pick = Step(pick_next(), {**self._look, "tenant": tenant, "floor": self._floors.of(tenant)})
+        if how is Next.RING:
+            return [pick, Step(ring_taken(), {"patience": self._look["patience"]})]
+        return [pick, Step(claim_taken(), self._claimant()), read_taken_head()]
 
     def following(
-        self, how: Next, results: Sequence[Rows], since: float
+        self, how: Next, steps: Sequence[Step], results: Sequence[Rows], since: float
     ) -> tuple[Claimed | None, Bell | None]:
-        """The tenant's next run, and the bell to be rung, if there is one. results: of `next_steps`.
+        """The tenant's next run, and the bell to be rung, if there is one. steps: `next_steps`, with results.
 
         since: when the slot began with the tenant.
         """
-        match how:
-            case Next.CLAIM:
-                _, runs, heads = results
-                if not runs:
-                    return None, None
-                return Claimed(self._attempts, runs[0], heads[0] if heads else None, since), None
-            case Next.RING:
-                _, bells = results
-                return None, bell_of(bells[0]) if bells else None
-            case Next.LEAVE:
-                return None, None
+        if how is Next.LEAVE:
+            return None, None
+        look, (picked,) = steps[0].parameters, results[0]
+        self._floors.learn(look["tenant"], look["floor"], picked["found"])
+        if how is Next.RING:
+            _, bells = results
+            return None, bell_of(bells[0]) if bells else None
+        _, runs, heads = results
+        if not runs:
+            return None, None
+        return Claimed(self._attempts, runs[0], heads[0] if heads else None, since), None
 
     def _claimant(self) -> dict[str, Any]:
         return {

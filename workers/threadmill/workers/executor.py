@@ -466,7 +466,9 @@ class Executor:
         with self._attempts.claiming_some():
             results, tries = await self._send(steps)
             if results is not None:
-                attempt.following, bell = self._claims.following(how, results[next_at:], attempt.since)
+                attempt.following, bell = self._claims.following(
+                    how, steps[next_at:], results[next_at:], attempt.since
+                )
         if results is None or not results[ended_at]:
             await self._check_committed(attempt, "success", tries)
         self._herald.announce(run["id"], bell if results is not None else None)

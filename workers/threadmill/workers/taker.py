@@ -9,6 +9,7 @@ worker rings for itself, as else the leader does.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
@@ -27,7 +28,8 @@ from threadmill.workers.slots import Slots
 MAX_TAKEN = 16
 # So many bells are lined up at once while there is no Redis.
 MAX_LINED_UP = 50
-# Two looks are so far apart at least, in seconds, but where the first has found all that it could take.
+# Two looks are so far apart at least, in seconds, but where the first has found all that it could take; and
+# as far as one took, so that looks that have become slow leave the database to the others.
 REST = 0.02
 # Another worker may just have taken what stands ready, and be about to claim it.
 PATIENCE_WITHOUT_REDIS = 0.5
@@ -62,6 +64,7 @@ class Taker:
         self._after = FROM_THE_FIRST
         self._wanted = asyncio.Event()
         self._stopped = False
+        self._took = 0.0  # seconds, the last look
 
     def look(self) -> None:
         """Has it look soon."""
@@ -84,7 +87,7 @@ class Taker:
             self._wanted.clear()
             while await self._quietly(self._take()):
                 pass
-            await asyncio.sleep(REST)
+            await asyncio.sleep(max(REST, self._took))
 
     async def _quietly(self, look: Coroutine[Any, Any, bool]) -> bool:
         try:
@@ -101,9 +104,11 @@ class Taker:
             return False
         self._slots.take(number)
         taken: list[Claimed] = []
+        began = time.monotonic()
         try:
             taken = await self._claims.take(number)
         finally:
+            self._took = time.monotonic() - began
             self._slots.give_back(number - len(taken))
         for claimed in taken:
             self._execute(claimed)

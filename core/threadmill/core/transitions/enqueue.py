@@ -225,7 +225,8 @@ def insert_runs() -> Executable:
     """Inserts the runs of one tenant.
 
     Returns of each that was inserted what its producer does not know: `id` as text, `seq`, `created_at`,
-    `metadata` as it is kept (null where it is empty), and `rings`.
+    `metadata` as it is kept (null where it is empty), `rings`, and `found`: the rank of what was ready
+    before, or the time of the look where nothing was.
 
     A run whose idempotency key is taken, or whose strategy is reject on a busy thread, is left out; then
     `rank_heads`, as those that follow in the same call do not know of it.
@@ -233,16 +234,18 @@ def insert_runs() -> Executable:
     that was ready before, and fewer bells of the tenant's are unanswered than there are workers (`admit`
     counts them). What is not rung for is started when its tenant's turn comes.
     Parameters: the_tenant, runs (a JSON array of objects with the keys of _NEW_RUN, see WHERE_LEFT_OUT),
-    uncertain (the threads that `enter_threads` did not make busy).
+    uncertain (the threads that `enter_threads` did not make busy), floor (the rank from which to look for
+    what was ready before, see `Floors`).
     """
     # Not `tenant`: SQLAlchemy has an update set the columns that parameters are named as.
     tenant = bindparam("the_tenant", type_=Text)
     # Once for each, as what is worked out is asked for several times below.
     entering = _entering(tenant).cte("entering").prefix_with("materialized")
     is_ready = and_(entering.c.rank.is_not(None), entering.c.run_at <= func.now())
+    backlog = _backlog(tenant, entering).cte("backlog").prefix_with("materialized")
     rung = (
         select(entering.c.id)
-        .where(is_ready, ~_has_backlog(tenant, entering))
+        .where(is_ready, ~exists(select(backlog.c.rank)))
         .order_by(entering.c.id)
         .limit(func.greatest(0, _bells_left(tenant)))
         .cte("rung")
@@ -290,6 +293,7 @@ def insert_runs() -> Executable:
         inserted.c.created_at,
         inserted.c.metadata,
         inserted.c.rings,
+        func.coalesce(select(backlog.c.rank).scalar_subquery(), inserted.c.created_at).label("found"),
     ).add_cte(occupied)
 
 
@@ -347,16 +351,17 @@ def _entering(tenant: ColumnElement[str]) -> Select[Any]:
     )
 
 
-def _has_backlog(tenant: ColumnElement[str], entering: CTE) -> ColumnElement[bool]:
-    """Whether the tenant had a run ready, of a graph that now leads a thread, for which nobody has rung."""
+def _backlog(tenant: ColumnElement[str], entering: CTE) -> Select[Any]:
+    """A run that the tenant had ready, of a graph that now leads a thread, for which nobody has rung."""
     graphs = select(entering.c.graph).where(entering.c.leads).distinct().subquery("graphs")
     before = RUNS.alias("before")
     ready = (
-        select(before.c.id)
+        select(before.c.rank)
         .where(
             before.c.graph == graphs.c.graph,
             before.c.tenant == tenant,
             before.c.status == word("pending"),
+            before.c.rank >= bindparam("floor", type_=DateTime(timezone=True)),
             before.c.rank <= func.now(),
             before.c.run_at <= func.now(),
             before.c.dispatched_at.is_(null()),
@@ -365,7 +370,7 @@ def _has_backlog(tenant: ColumnElement[str], entering: CTE) -> ColumnElement[boo
         .limit(1)
         .lateral("ready")
     )
-    return exists(select(ready.c.id).select_from(graphs.join(ready, true())))
+    return select(ready.c.rank).select_from(graphs.join(ready, true())).limit(1)
 
 
 @cache

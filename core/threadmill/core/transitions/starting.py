@@ -99,7 +99,8 @@ _PICK_NEXT = f"""
     candidate as materialized (
         select ready.* from unnest(cast(:graphs as text[])) as served(graph) cross join lateral (
             select run.id, run.tenant, run.thread_id, run.rank from {SCHEMA}.runs as run
-            where run.graph = served.graph and run.tenant = :tenant and {_UNRUNG} and not {_ALONE}
+            where run.graph = served.graph and run.tenant = :tenant and run.rank >= :floor
+                and {_UNRUNG} and not {_ALONE}
             order by run.rank limit {TRIES}
         ) as ready
         where served.graph not in (select graph from shut)
@@ -110,14 +111,15 @@ _PICK_NEXT = f"""
         order by ready.rank limit {TRIES}
     ),
     picked as materialized (
-        select candidate.id, candidate.tenant || ':' || candidate.thread_id as key
+        select candidate.id, candidate.tenant || ':' || candidate.thread_id as key, candidate.rank
         from candidate join {SCHEMA}.threads as thread
             on thread.tenant = candidate.tenant and thread.thread_id = candidate.thread_id
         order by candidate.rank limit 1
         for update of thread skip locked
     )
     select set_config('{TAKEN_SETTING}', coalesce((select id::text from picked), ''), true),
-        set_config('{TAKEN_KEY_SETTING}', coalesce((select key from picked), ''), true)
+        set_config('{TAKEN_KEY_SETTING}', coalesce((select key from picked), ''), true),
+        coalesce((select rank from picked), now()) as found
 """  # noqa: S608 - constants
 
 _PICK_MANY = f"""
@@ -255,8 +257,9 @@ def going_on(row: Row) -> dict[str, str]:
 def pick_next() -> Executable:
     """Picks the tenant's next run of these graphs, and takes its lane.
 
-    Parameters: tenant, graphs, patience (seconds after which a bell counts as lost).
-    After it `claim_taken` or `ring_taken`.
+    One row, with `found`: its rank, or the time of the look where there is none.
+    Parameters: tenant, graphs, floor (the rank from which to look, see `Floors`), patience (seconds after
+    which a bell counts as lost). After it `claim_taken` or `ring_taken`.
     """
     return text(_PICK_NEXT)
 

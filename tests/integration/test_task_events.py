@@ -6,6 +6,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,8 @@ from threadmill.core.settings import Settings
 from threadmill.producers import Producer
 
 GRAPHS = """
+    import asyncio
+    from pathlib import Path
     from typing import TypedDict
     from langgraph.graph import StateGraph, START
 
@@ -22,6 +25,8 @@ GRAPHS = """
         text: str
 
     async def do(state):
+        while state["text"] == "waits" and not Path("gate").exists():
+            await asyncio.sleep(0.02)
         if state["text"] == "fails":
             raise ValueError(state["text"])
 
@@ -92,3 +97,37 @@ def test_every_run_is_shown_and_never_its_input(
         assert received["args"] == f"tenant=acme thread=t{number} graph=work"
         assert [event["type"] for event in seen[run.id]][:2] == ["task-received", "task-started"]
     assert "secret" not in str(dict(seen))
+
+
+def test_what_is_being_executed_is_active_for_celery_too(
+    serve: Callable[..., None],
+    start_worker: Callable[..., Any],
+    producer: Producer,
+    settings: Settings,
+    tmp_path: Path,
+) -> None:
+    serve(GRAPHS, work={})
+    start_worker()
+    runs = producer.enqueue_many(
+        {"graph": "work", "input": {"text": "waits"}, "tenant": "acme", "thread_id": f"t{number}"}
+        for number in range(5)
+    )
+    app = create_celery_app(settings)
+
+    def active() -> list[dict[str, Any]]:
+        (tasks,) = (app.control.inspect(timeout=2).active() or {"nobody": []}).values()
+        return list(tasks)
+
+    ends_at = time.monotonic() + 20
+    while len(tasks := active()) < len(runs):
+        assert time.monotonic() < ends_at, tasks
+    assert {task["id"]: task["args"] for task in tasks} == {
+        run.id: f"tenant=acme thread={run.thread_id} graph=work" for run in runs
+    }
+
+    (tmp_path / "gate").touch()
+    for run in runs:
+        producer.wait(run.id, tenant="acme", timeout=20)
+    while tasks := active():
+        assert time.monotonic() < ends_at, tasks
+    app.close()

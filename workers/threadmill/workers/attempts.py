@@ -120,6 +120,11 @@ class Attempts:
         with self._lock:
             return {run_id: attempt.run["attempt"] for run_id, attempt in self._held.items()}
 
+    def runs(self) -> list[Row]:
+        """The runs of the attempts under way."""
+        with self._lock:
+            return [attempt.run for attempt in self._held.values()]
+
     def knows(self, run_id: uuid.UUID, number: int) -> bool:
         """Whether this attempt is under way or being claimed."""
         with self._lock:

@@ -17,8 +17,12 @@ from celery.concurrency.base import BasePool, apply_target
 from threadmill.core.doorbell import Bell
 from threadmill.core.settings import Settings
 from threadmill.workers import transport
+from threadmill.workers.active_runs import ActiveRuns
 from threadmill.workers.runtime import Runtime
 from threadmill.workers.task_events import TaskEvents
+
+# So late, in seconds, Celery learns which runs are being executed.
+SHOWN_EVERY = 1.0
 
 
 class AsyncioPool(BasePool):
@@ -49,6 +53,7 @@ class AsyncioPool(BasePool):
         )
         if self.task_events is not None:
             self.task_events.wake = self._wake_consumer
+        self._active = ActiveRuns()
         self._woken, self._wakes = os.pipe()
         os.set_blocking(self._wakes, False)
         os.set_blocking(self._woken, False)
@@ -59,8 +64,12 @@ class AsyncioPool(BasePool):
         transport.QoS.has_room = staticmethod(lambda: self._runtime.has_room)
 
     def register_with_event_loop(self, loop: Any) -> None:
-        """Has Celery's event loop hear when there is room: asleep, it would look only every second."""
+        """Has Celery's event loop hear when there is room: asleep, it would look only every second.
+
+        And has it tell which runs are being executed.
+        """
         loop.add_reader(self._woken, self._hear)
+        loop.call_repeatedly(SHOWN_EVERY, lambda: self._active.show(self._runtime.running))
 
     def _hear(self) -> None:
         with suppress(BlockingIOError):
@@ -97,4 +106,4 @@ class AsyncioPool(BasePool):
         self._runtime.stop()
 
     def _get_info(self) -> dict[str, Any]:
-        return {**super()._get_info(), "running": self._runtime.running, "processes": [os.getpid()]}
+        return {**super()._get_info(), "running": len(self._runtime.running), "processes": [os.getpid()]}

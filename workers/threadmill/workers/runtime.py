@@ -20,7 +20,7 @@ from threadmill.core.doorbell import Bell, Doorbell
 from threadmill.core.errors import GraphError
 from threadmill.core.policy import GraphPolicy
 from threadmill.core.settings import Settings
-from threadmill.core.statement import Batch, Plan, Step
+from threadmill.core.statement import Batch, Plan, Row, Step
 from threadmill.core.transitions import announce_graph
 from threadmill.graphs import GraphDescription, Registry
 from threadmill.workers.attempts import Attempts, NodeThreads
@@ -341,9 +341,9 @@ class Runtime:
         return Next.LEAVE if turn_is_over or self._slots.is_waited_for else Next.CLAIM
 
     @property
-    def running(self) -> int:
-        """How many attempts are under way."""
-        return len(self._attempts)
+    def running(self) -> list[Row]:
+        """The runs whose attempts are under way."""
+        return self._attempts.runs()
 
     @property
     def has_room(self) -> bool:

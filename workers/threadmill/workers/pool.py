@@ -54,6 +54,7 @@ class AsyncioPool(BasePool):
         if self.task_events is not None:
             self.task_events.wake = self._wake_consumer
         self._active = ActiveRuns()
+        self._showing: Any = None
         self._woken, self._wakes = os.pipe()
         os.set_blocking(self._wakes, False)
         os.set_blocking(self._woken, False)
@@ -66,10 +67,12 @@ class AsyncioPool(BasePool):
     def register_with_event_loop(self, loop: Any) -> None:
         """Has Celery's event loop hear when there is room: asleep, it would look only every second.
 
-        And has it tell which runs are being executed.
+        And has it tell which runs are being executed. Celery calls it for each connection to the broker.
         """
         loop.add_reader(self._woken, self._hear)
-        loop.call_repeatedly(SHOWN_EVERY, lambda: self._active.show(self._runtime.running))
+        if self._showing is not None:
+            self._showing.cancel()
+        self._showing = loop.call_repeatedly(SHOWN_EVERY, lambda: self._active.show(self._runtime.running))
 
     def _hear(self) -> None:
         with suppress(BlockingIOError):

@@ -32,6 +32,7 @@ from threadmill.core.transitions import (
     hold_thread,
     insert_runs,
     keep_newest,
+    lock_and_bind,
     lock_thread,
     open_breakers,
     pick_many,
@@ -380,31 +381,57 @@ def test_a_claim_does_not_look_at_all_that_is_running(plan_of: Any, admin: Any) 
         assert "runs_worker_idx" not in {index for index, _ in found}
 
 
-@pytest.mark.parametrize("ledger", ["empty", "filled", "quiet"])
-def test_the_look_for_a_tenants_next_run_is_planned_once_and_not_for_each_run(
-    settings: Settings, admin: Any, request: pytest.FixtureRequest, ledger: str
-) -> None:
-    if ledger != "empty":
-        request.getfixturevalue("plan_of")
+END = {"run_id": RUN, "attempt": 1, "output": {}, "checkpoint_id": "c", "thread_status": "idle"} | {
+    "interrupts": None, "next_nodes": [], "dependencies": []
+}  # fmt: skip
+NEXT = {"tenant": "t1", "graphs": ["g", "h"], "floor": BEGINNING, "patience": 5.0}
+
+
+def test_what_a_run_costs_is_planned_once_however_the_tables_grow(settings: Settings, admin: Any) -> None:
+    admin.execute("insert into threads (tenant, thread_id) values ('t1', 'own')")
+    lane = {"tenant": "t1", "thread_id": "own"}
+    take = (claim_taken(), CLAIMANT)
+    transactions: list[list[tuple[Executable, dict[str, Any]]]] = [
+        [(lock_and_bind(), lane), (claim(), {**lane, "run_id": RUN, **CLAIMANT})],
+        [(lock_and_bind(), lane), (succeed(), END), (pick_next(), NEXT), take],
+        [(pick_many(), {**LOOK, "graphs": ["g", "h"]}), take],
+    ]
+    with connect(settings) as connection:
+
+        def live() -> None:
+            for steps in transactions * 20:
+                with connection.transaction():
+                    for statement, parameters in steps:
+                        query = compiled(statement)
+                        connection.execute(query.sql, query.bind(parameters), prepare=True)
+
+        live()
+        admin.execute(FILL)
+        live()
+        found = connection.execute("select statement, custom_plans from pg_prepared_statements").fetchall()
+
+    def custom_plans(mark: str) -> list[int]:
+        return [row["custom_plans"] for row in found if mark in row["statement"]]
+
+    assert custom_plans("SET graph_version") == [0, 0], "claim and claim_taken"
+    assert custom_plans("SET status='success'") == [0]
+    assert custom_plans("as served(graph)") == [0], "pick_next"
+
+
+@pytest.mark.parametrize("ledger", ["filled", "quiet"])
+def test_the_plans_that_are_kept_find_their_rows_by_keys(admin: Any, ledger: str) -> None:
+    admin.execute(FILL)
     if ledger == "quiet":
         admin.execute("update runs set status = 'success', rank = null")
         admin.execute("vacuum analyze runs")
-    query = compiled(pick_next())
-    look = query.bind({**LOOK, "tenant": "t1", "graphs": ["g", "h"], "floor": BEGINNING})
-    with connect(settings) as connection:
-        for _ in range(50):
-            connection.execute(query.sql, look, prepare=True)
-        (plans,) = connection.execute(
-            "select custom_plans, generic_plans from pg_prepared_statements where statement like %s",
-            ["%candidate%"],
-        )
-        row: Any = connection.execute(f"explain (format json) {query.sql}".encode(), look).fetchone()
-
-    assert plans == {"custom_plans": 5, "generic_plans": 45}  # it is tried out five times
-    ready = [cond for index, cond in conditions(row["QUERY PLAN"][0]["Plan"]) if index == "runs_ready_idx"]
-    assert len(ready) == 1
-    assert "tenant" in ready[0]
-    assert "graph" in ready[0]
+    for statement in (claim(), claim_taken(), succeed(), pick_next(), insert_runs()):
+        query = compiled(statement)
+        row = admin.execute(f"explain (generic_plan, format json) {query.numbered}".encode()).fetchone()
+        plan = row[0][0]["Plan"]
+        read_whole = {name for kind, name in nodes(plan) if kind == "Seq Scan"}
+        assert read_whole <= {"limits", "breakers", "workers", "held_lanes", "dead_letters"}
+        ready = [condition for index, condition in conditions(plan) if index == "runs_ready_idx"]
+        assert all("tenant" in condition and "graph" in condition for condition in ready)
 
 
 def test_a_look_that_goes_on_does_not_read_what_was_started_since_a_transaction_is_held_open(

@@ -41,6 +41,7 @@ from threadmill.core.models import SCHEMA
 from threadmill.core.transitions.terms import (
     DOORBELL_CHANNEL,
     HELD,
+    KEEP_PLANS,
     RUNS,
     TENANT_SETTING,
     THREADS,
@@ -141,6 +142,7 @@ def admit_and_bind(*, fleet: bool) -> Executable:
         admitted,
         func.set_config("role", f"{SCHEMA}_tenant", true()),
         func.set_config(TENANT_SETTING, bindparam("tenant", type_=Text), true()),
+        literal_column(KEEP_PLANS),
     )
 
 

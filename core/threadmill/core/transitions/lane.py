@@ -20,6 +20,7 @@ from sqlalchemy import (
     false,
     func,
     insert,
+    literal_column,
     or_,
     select,
     true,
@@ -30,6 +31,7 @@ from sqlalchemy.sql import Executable
 from threadmill.core.transitions.terms import (
     ATTEMPTS,
     HELD,
+    KEEP_PLANS,
     RUNS,
     TENANT_SETTING,
     THREADS,
@@ -58,7 +60,11 @@ def lock_thread() -> Executable:
 def lock_and_bind() -> Executable:
     """`lock_thread`, and binds the transaction to the tenant, as the fleet, for the thread's checkpoints."""
     return (
-        select(THREADS.c.status, func.set_config(TENANT_SETTING, bindparam("tenant", type_=Text), true()))
+        select(
+            THREADS.c.status,
+            func.set_config(TENANT_SETTING, bindparam("tenant", type_=Text), true()),
+            literal_column(KEEP_PLANS),
+        )
         .where(THREADS.c.tenant == bindparam("tenant"), THREADS.c.thread_id == bindparam("thread_id"))
         .with_for_update()
     )

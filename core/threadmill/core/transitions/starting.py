@@ -22,7 +22,7 @@ from sqlalchemy.sql import Executable
 
 from threadmill.core.models import SCHEMA
 from threadmill.core.statement import Row
-from threadmill.core.transitions.terms import BREAKER_TRIALS, QUARANTINE_LOSSES
+from threadmill.core.transitions.terms import BREAKER_TRIALS, KEEP_PLANS, QUARANTINE_LOSSES
 
 # The ids of the runs that were picked, and the thread key where it is one.
 TAKEN_SETTING = "threadmill.taken"
@@ -104,9 +104,6 @@ _PICK_NEXT = f"""
             order by run.rank limit {TRIES}
         ) as ready
         where served.graph not in (select graph from shut)
-            -- Always so. Of an array that is to come the planner expects ten graphs; it would take the plan
-            -- that it keeps for dear and make another for each run, which takes longer than the look itself.
-            and served.graph || '' = served.graph
             and not exists (select from {SCHEMA}.limits where kind = 'tenant' and name = :tenant and paused)
         order by ready.rank limit {TRIES}
     ),
@@ -163,7 +160,8 @@ _PICK_MANY = f"""
         order by candidate.turn, candidate.rank limit :limit
         for update of thread skip locked
     )
-    select set_config('{TAKEN_SETTING}', coalesce(string_agg(id::text, ','), ''), true), {_SEEN} from picked
+    select set_config('{TAKEN_SETTING}', coalesce(string_agg(id::text, ','), ''), true), {KEEP_PLANS}, {_SEEN}
+    from picked
 """  # noqa: S608 - constants
 
 _RING = f"""

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 CHUNK = 65_536
+TURNS = 5  # of the loop
 
 
 class Proxies:
@@ -98,8 +99,14 @@ class Proxy:
 
     async def _cut(self, *, refuse: bool) -> None:
         if refuse and self._server is not None:
-            self._server.close()
-            self._server = None
+            server, self._server = self._server, None
+            # Python leaves a connection open for good if its server is closed between the two steps in which
+            # it is taken: so those that are being taken reach `_accept` first.
+            for listener in server.sockets:
+                asyncio.get_running_loop().remove_reader(listener.fileno())
+            for _ in range(TURNS):
+                await asyncio.sleep(0)
+            server.close()
         connections = list(self._connections)
         for connection in connections:
             connection.cancel()
@@ -124,10 +131,11 @@ class Proxy:
         finally:
             for pump in pumps:
                 pump.cancel()
-            await asyncio.gather(*pumps, return_exceptions=True)
             for end in (writer, upstream):
                 if end is not None:
                     end.transport.abort()
+            with suppress(asyncio.CancelledError):  # it is cut while it ends by itself
+                await asyncio.gather(*pumps, return_exceptions=True)
             self._connections.discard(task)
 
     async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -112,3 +114,14 @@ def test_slow_adds_its_delay_each_way(proxy: Proxy) -> None:
         started = time.monotonic()
         assert asks(connection) == b"hello"
         assert time.monotonic() - started >= 0.4
+
+
+def test_what_connects_while_it_closes_is_closed_too(tmp_path: Path) -> None:
+    for _ in range(30):
+        proxies = Proxies()
+        proxy = proxies.to(tmp_path / "nobody")
+        with ExitStack() as clients:
+            for _ in range(5):
+                clients.enter_context(socket.create_connection(("127.0.0.1", proxy.port)))
+            proxies.close()
+    gc.collect()  # what is left open is found here, and fails the test

@@ -424,7 +424,15 @@ def test_the_plans_that_are_kept_find_their_rows_by_keys(admin: Any, ledger: str
     if ledger == "quiet":
         admin.execute("update runs set status = 'success', rank = null")
         admin.execute("vacuum analyze runs")
-    for statement in (claim(), claim_taken(), succeed(), pick_next(), insert_runs()):
+    for statement in (
+        claim(),
+        claim_taken(),
+        succeed(),
+        pick_next(),
+        insert_runs(),
+        keep_newest(),
+        supersede(),
+    ):
         query = compiled(statement)
         row = admin.execute(f"explain (generic_plan, format json) {query.numbered}".encode()).fetchone()
         plan = row[0][0]["Plan"]

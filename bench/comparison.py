@@ -23,7 +23,7 @@ class Line:
     aim: Aim | None = None
 
 
-THROUGHPUT, LATENCY, ENQUEUE = "throughput", "latency, one run at a time", "enqueue"
+THROUGHPUT, LATENCY, ENQUEUE = "throughput", "latency, one run at a time, one worker", "enqueue"
 TURN_BY_TURN = f"{NAIVE}, turn by turn"
 
 LINES = (

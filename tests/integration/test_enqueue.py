@@ -33,6 +33,7 @@ from threadmill.core.errors import (
 from threadmill.core.publisher import Publisher
 from threadmill.core.settings import Settings
 from threadmill.producers import AsyncProducer, Producer, Run
+from threadmill.producers.enqueue import AT_ONCE
 from threadmill.workers.herald import Herald
 
 GRAPHS = """
@@ -383,6 +384,29 @@ def test_the_same_key_twice_in_one_call_is_one_run(
 
     assert first.id == second.id != other.id
     assert written()[1] == 2
+
+
+def test_a_call_of_several_statements_is_as_if_it_were_one(
+    worker: Any, producer: Producer, admin: Any, written: Callable[[], tuple[int, ...]]
+) -> None:
+    count, threads = 2 * AT_ONCE + 50, 7
+    assert count % threads  # so that threads go on in the middle of a statement
+    requests = [
+        {**TALK, "input": {"said": [str(number)]}, "thread_id": f"t{number % threads}"}
+        for number in range(count)
+    ]
+    known = {**TALK, "thread_id": "t0", "input": {"said": ["again"]}, "idempotency_key": "k"}
+
+    first, *runs, last = producer.enqueue_many([known, *requests, known])
+
+    assert first.id == last.id
+    for number in range(threads):
+        of_thread = [run for run in [first, *runs] if run.thread_id == f"t{number}"]
+        assert [run.seq for run in of_thread] == list(range(1, len(of_thread) + 1))
+    assert [run.thread_id for run in runs] == [request["thread_id"] for request in requests]
+    heads = admin.execute("select thread_id, seq from runs where rank is not null order by 1").fetchall()
+    assert heads == [(f"t{number}", 1) for number in range(threads)]
+    assert written() == (threads, 1 + count, 0, 0, 1 + count + 1, 1)  # one worker: one bell
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -350,4 +350,4 @@ def test_it_is_one_round_trip_and_costs_the_others_nothing(
 
     for strategy, statements in (("enqueue", 3), ("interrupt", 5), ("rollback", 6)):
         batch = first_batch(strategy)
-        assert (batch.final, len(batch.steps)) == (True, statements)
+        assert (batch.final, len(list(batch.steps))) == (True, statements)

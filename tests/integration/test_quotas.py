@@ -354,6 +354,20 @@ def test_a_great_depth_is_not_counted_by_each_enqueue(
     ]
 
 
+def test_a_great_depth_is_counted_more_rarely_by_those_who_add_many(
+    served: None, settings: Settings, admin: Any, counted: list[int | None]
+) -> None:
+    admin.execute(DEEP.format(count=20_000))
+    with Producer(settings) as producer:
+        for number in range(30):
+            producer.enqueue_many(request(100 * number + each) for each in range(100))
+
+    assert [(index, known) for index, known in enumerate(counted) if known is not None] == [
+        (0, 20_000),
+        (22, 22_200),
+    ]
+
+
 def test_few_are_not_counted_by_each_enqueue_either(
     served: None, settings: Settings, counted: list[int | None]
 ) -> None:

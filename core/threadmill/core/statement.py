@@ -14,7 +14,7 @@ connection or session of the caller's.
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
@@ -74,11 +74,12 @@ class Step(NamedTuple):
 class Batch(NamedTuple):
     """Statements that go out together.
 
+    steps: read once, in order; an iterator makes each while Postgres is at work on those before.
     final: the plan needs nothing more, so the batch may commit in the same round trip. A plan whose
     first batch is final is one round trip.
     """
 
-    steps: Sequence[Step]
+    steps: Iterable[Step]
     final: bool = True
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Literal, NamedTuple
 
 from threadmill.core.doorbell import Bell
@@ -29,6 +30,9 @@ from threadmill.producers.catalogue import Catalogue
 from threadmill.producers.quotas import Quotas
 from threadmill.producers.request import SUPERSEDING, RunRequest
 from threadmill.producers.run import Run, run_of
+
+# So many runs go out in one statement: while Postgres inserts them, the next are made into JSON.
+AT_ONCE = 250
 
 
 class Enqueued(NamedTuple):
@@ -71,13 +75,18 @@ def enqueue(
     certain = all(r.idempotency_key is None and r.multitask_strategy != "reject" for r in requests)
     groups = _by_tenant(requests)
     # All are admitted first: what is bound to a tenant may not count.
-    parts = [_Part("admitted", step) for step in quotas.steps(groups, bind=True)]
-    for group in groups:
-        if len(groups) > 1:
-            parts.append(_Part(None, Step(bind_tenant(), {"tenant": group[0].tenant})))
-        parts += _write(group, catalogue, floors)
-    results = yield Batch([part.step for part in parts], final=certain)
-    written = _read(parts, results, quotas, floors)
+    admission = [_Part("admitted", step) for step in quotas.steps(groups, bind=True)]
+
+    def parts() -> Iterator[_Part]:
+        yield from admission
+        for group in groups:
+            if len(groups) > 1:
+                yield _Part(None, Step(bind_tenant(), {"tenant": group[0].tenant}))
+            yield from _write(group, catalogue, floors)
+
+    sent: list[_Part] = []
+    results = yield Batch(_noting(parts(), sent), final=certain)
+    written = _read(sent, results, quotas, floors)
     missing = [request for request in requests if request.id not in written.inserted]
     found: dict[str, Row] = {}
     if missing:
@@ -98,12 +107,13 @@ def enqueue_within(
     groups = _by_tenant(requests)
     admission = [_Part("admitted", step) for step in quotas.steps(groups, bind=False)]
     for group in groups:
-        parts = [*admission, *_write(group, catalogue, floors)]
-        admission = []
-        batch = Batch([part.step for part in parts], final=False)
+        sent: list[_Part] = []
+        parts = chain(admission, _write(group, catalogue, floors))
+        batch = Batch(_noting(parts, sent), final=False)
         supersedes = any(request.multitask_strategy in SUPERSEDING for request in group)
         results = yield from _borrowing(group[0].tenant, batch) if supersedes else _sending(batch)
-        more = _read(parts, results, quotas, floors)
+        admission = []
+        more = _read(sent, results, quotas, floors)
         written.inserted.update(more.inserted)
         written.superseded.update(more.superseded)
     missing = [request for request in requests if request.id not in written.inserted]
@@ -117,6 +127,13 @@ def enqueue_within(
     if steps:
         yield Batch(steps, final=False)
     return enqueued
+
+
+def _noting(parts: Iterable[_Part], sent: list[_Part]) -> Iterator[Step]:
+    """The parts' statements, each made when the one before is on its way, and noted down in `sent`."""
+    for part in parts:
+        sent.append(part)
+        yield part.step
 
 
 def _sending(batch: Batch) -> Plan[list[Rows]]:
@@ -154,9 +171,10 @@ def _by_tenant(requests: Sequence[RunRequest]) -> list[list[RunRequest]]:
     return [groups[tenant] for tenant in sorted(groups)]
 
 
-def _write(group: Sequence[RunRequest], catalogue: Catalogue, floors: Floors) -> list[_Part]:
+def _write(group: Sequence[RunRequest], catalogue: Catalogue, floors: Floors) -> Iterator[_Part]:
     """The statements for the requests of one tenant, to the effect of one enqueue after the other."""
-    return [part for wave in _waves(group) for part in _write_wave(wave, catalogue, floors)]
+    for wave in _waves(group):
+        yield from _write_wave(wave, catalogue, floors)
 
 
 def _waves(group: Sequence[RunRequest]) -> list[list[RunRequest]]:
@@ -177,48 +195,51 @@ def _waves(group: Sequence[RunRequest]) -> list[list[RunRequest]]:
     return waves
 
 
-def _write_wave(wave: Sequence[RunRequest], catalogue: Catalogue, floors: Floors) -> list[_Part]:
+def _write_wave(wave: Sequence[RunRequest], catalogue: Catalogue, floors: Floors) -> Iterator[_Part]:
     tenant = wave[0].tenant
     counts = Counter(request.thread_id for request in wave)
-    left = dict(counts)
-    records = []
-    superseding = []
+    firsts: dict[str, RunRequest] = {}
     for request in wave:
-        first = left[request.thread_id] == counts[request.thread_id]
-        left[request.thread_id] -= 1
-        policy = catalogue.graph(request.graph).policy
-        records.append(request.record(left[request.thread_id], first=first, policy=policy))
-        if first and request.multitask_strategy in SUPERSEDING:
-            superseding.append(request)
-    thread_ids = list(counts)
+        firsts.setdefault(request.thread_id, request)
+    superseding = [request for request in firsts.values() if request.multitask_strategy in SUPERSEDING]
     certain = {r.thread_id for r in wave if r.surely_enters} - {r.thread_id for r in superseding}
     enter = Step(
         enter_threads(),
         {
             "tenant": tenant,
-            "thread_ids": thread_ids,
+            "thread_ids": list(counts),
             "counts": list(counts.values()),
-            "enters": [thread_id in certain for thread_id in thread_ids],
+            "enters": [thread_id in certain for thread_id in counts],
         },
     )
-    graphs = {request.graph for request in wave}
-    looks_for = (tenant, graphs.pop()) if len(graphs) == 1 else None
-    insert = Step(
-        insert_runs(),
-        {
-            "floor": BEGINNING if looks_for is None else floors.of(looks_for),
-            "the_tenant": tenant,
-            "runs": f"[{','.join(records)}]",
-            "uncertain": [thread_id for thread_id in thread_ids if thread_id not in certain],
-        },
-    )
-    return [_Part(None, enter), *_supersede(superseding), _Part("inserted", insert, looks_for)]
+    yield _Part(None, enter)
+    yield from _supersede(superseding)
+    for start in range(0, len(wave), AT_ONCE):
+        lot = wave[start : start + AT_ONCE]
+        records = []
+        for request in lot:
+            counts[request.thread_id] -= 1
+            first = firsts[request.thread_id] is request
+            policy = catalogue.graph(request.graph).policy
+            records.append(request.record(counts[request.thread_id], first=first, policy=policy))
+        graphs = {request.graph for request in lot}
+        looks_for = (tenant, graphs.pop()) if len(graphs) == 1 else None
+        insert = Step(
+            insert_runs(),
+            {
+                "floor": BEGINNING if looks_for is None else floors.of(looks_for),
+                "the_tenant": tenant,
+                "runs": f"[{','.join(records)}]",
+                "uncertain": list({request.thread_id for request in lot} - certain),
+            },
+        )
+        yield _Part("inserted", insert, looks_for)
 
 
-def _supersede(requests: Sequence[RunRequest]) -> list[_Part]:
+def _supersede(requests: Sequence[RunRequest]) -> Iterator[_Part]:
     """The statements that end what is unfinished on the threads of these requests, one for each thread."""
     if not requests:
-        return []
+        return
     parameters = {
         "the_tenant": requests[0].tenant,
         "thread_ids": [request.thread_id for request in requests],
@@ -227,11 +248,10 @@ def _supersede(requests: Sequence[RunRequest]) -> list[_Part]:
         "errors": [json.dumps(cancelled(r.multitask_strategy, "for a newer run")) for r in requests],
         "causes": [f"multitask {request.multitask_strategy}" for request in requests],
     }
-    parts = [_Part("superseded", Step(supersede(), parameters))]
+    yield _Part("superseded", Step(supersede(), parameters))
     for request in requests:
-        steps = taking_back(request.multitask_strategy, request.tenant, request.thread_id)
-        parts += [_Part(None, step) for step in steps]
-    return parts
+        for step in taking_back(request.multitask_strategy, request.tenant, request.thread_id):
+            yield _Part(None, step)
 
 
 def _look_up(missing: Sequence[RunRequest], *, bind: bool) -> Plan[dict[str, Row]]:

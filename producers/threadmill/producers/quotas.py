@@ -97,7 +97,9 @@ class Quotas:
                 if len(self._counts) >= _TENANTS:
                     self._counts.clear()
                 self._counts[name] = _Count(marked, step.parameters["mark"], time.monotonic())
-            elif count is not None and (pending is None or _worth_counting(count.known, pending)):
+            elif count is not None and (
+                pending is None or _worth_counting(count.known, pending, step.parameters[f"{bound}_adding"])
+            ):
                 self._counts.pop(name, None)
 
     def _refuse_again(self, name: str) -> None:
@@ -124,9 +126,13 @@ class Quotas:
             raise refusal from None
 
 
-def _worth_counting(known: int, pending: int) -> bool:
-    """Whether counting all once more costs less than counting the younger ones each time from now on."""
-    return (pending - known) ** 2 > 2 * max(known, _AT_LEAST)
+def _worth_counting(known: int, pending: int, adding: int) -> bool:
+    """Whether counting all once more costs less than counting the younger ones each time from now on.
+
+    Of calls that add so many each, the n-th counts n * adding younger ones: that is best begun anew when it
+    has come to as much in all as to count those that are known.
+    """
+    return (pending - known) ** 2 > 2 * max(known, _AT_LEAST) * adding
 
 
 def _refusal(error: Exception) -> QuotaExceeded | None:

@@ -23,6 +23,7 @@ from threadmill.core.doorbell import Bell, Doorbell
 from threadmill.core.settings import Settings
 from threadmill.core.statement import Batch, Plan, Rows, Step, carry_out_within
 from threadmill.core.transitions import claim, lock_thread
+from threadmill.core.transitions.enqueue import BELL_LASTS
 from threadmill.producers import Producer
 
 GRAPHS = """
@@ -244,6 +245,28 @@ def test_a_tenant_has_no_more_bells_on_their_way_than_there_are_workers(
     assert doorbell.waiting() == 3
     producer.enqueue(**request("another's", tenant="other"))
     assert doorbell.waiting() == 4, "another tenant is not behind them"
+
+
+def test_bells_that_nobody_has_answered_for_long_keep_no_later_one_from_ringing(
+    serve: Callable[..., None],
+    start_local: Callable[..., Any],
+    producer: Producer,
+    doorbell: Doorbell,
+    admin: Any,
+) -> None:
+    serve(GRAPHS, work={})
+    start_local().stop()
+    admin.execute(WORKERS, [3])
+    producer.enqueue_many([request("lost", thread_id=f"t{n}") for n in range(3)])
+    rang = "update runs set dispatched_at = now() - make_interval(secs => %s)"
+
+    admin.execute(rang, [BELL_LASTS - 2])
+    producer.enqueue(**request("early", thread_id="u"))
+    assert doorbell.waiting() == 3
+    admin.execute("delete from runs where thread_id = 'u'")
+    admin.execute(rang, [BELL_LASTS + 1])
+    producer.enqueue(**request("later", thread_id="v"))
+    assert doorbell.waiting() == 4
 
 
 def test_who_has_others_ready_that_are_not_rung_for_rings_for_no_later_one(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import functools
 import shutil
@@ -11,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from sqlalchemy import text
@@ -26,6 +27,7 @@ from threadmill.workers import claims
 from threadmill.workers.cancellations import AWAY_SECONDS
 from threadmill.workers.claims import Claimed, Claims
 from threadmill.workers.heads import UNREAD, Head
+from threadmill.workers.slots import Slots
 from threadmill.workers.taker import Taker
 
 # A proxy that is stopped leaves the collecting of a connection's transport to Python.
@@ -185,6 +187,45 @@ def test_a_look_that_fails_is_not_the_last(
     assert failed.is_set()
 
 
+DEAR, CHEAP = 0.1, 0.0001
+
+
+@pytest.mark.parametrize(
+    ("takes", "rare"),
+    [
+        ([(0, DEAR)], True),
+        ([(0, CHEAP)], False),
+        ([(1, DEAR), (0, CHEAP)], False),
+    ],
+    ids=["dear and in vain", "cheap and in vain", "dear, but it finds some"],
+)
+async def test_looks_that_are_dear_and_in_vain_are_rare(
+    settings: Settings, takes: Sequence[tuple[int, float]], rare: bool
+) -> None:
+    """takes: how many runs each look finds, one after the other, and what it takes."""
+    looks = 0
+
+    class Looking:
+        async def take(self, limit: int) -> tuple[list[Any], float]:
+            nonlocal looks
+            found, took = takes[looks % len(takes)]
+            looks += 1
+            return [None] * found, took
+
+    taker = Taker(
+        settings, cast(Any, None), Slots(1000), cast(Any, Looking()),
+        redis_is_away=lambda: False, execute=lambda _: None, answer=cast(Any, None),
+    )  # fmt: skip
+    taking = asyncio.create_task(taker.take_on())
+    for _ in range(100):
+        taker.look()
+        await asyncio.sleep(0.01)
+
+    assert looks == 1 if rare else looks > 10
+    taker.stop()
+    await asyncio.wait_for(taking, 0.5)  # though it rests
+
+
 @pytest.mark.parametrize("read", [True, False])
 def test_what_is_taken_together_goes_on_from_where_each_thread_stands(
     start: Callable[..., Any], producer: Producer, monkeypatch: pytest.MonkeyPatch, read: bool
@@ -193,10 +234,10 @@ def test_what_is_taken_together_goes_on_from_where_each_thread_stands(
     heads: list[Head] = []
     take, read_heads = Claims.take, claims.read_heads
 
-    async def taking(self: Claims, limit: int) -> list[Claimed]:
-        taken = await take(self, limit)
+    async def taking(self: Claims, limit: int) -> tuple[list[Claimed], float]:
+        taken, took = await take(self, limit)
         heads.extend(claimed.head for claimed in taken)
-        return taken
+        return taken, took
 
     def reading(tenant: str, keys: Sequence[str]) -> list[Step]:
         return read_heads(tenant, keys) if read else [Step(text("select 1 / 0"), {})]

@@ -114,15 +114,17 @@ class Claims:
                 raise BellDropped
             return Claimed(self._attempts, runs[0], heads[0] if heads else None)
 
-    async def take(self, limit: int) -> list[Claimed]:
-        """Up to so many runs that are ready, fair to the tenants."""
+    async def take(self, limit: int) -> tuple[list[Claimed], float]:
+        """Up to so many runs that are ready, fair to the tenants; and how long Postgres has looked for them,
+        in seconds."""
         look = Step(pick_many(), {**self._look, "limit": limit, **self._after})
         steps = [look, Step(claim_taken(), self._claimant())]
         with self._attempts.claiming_some():
             (picked,), runs = await self._database.carry_out(_rows(steps))
             self._after = going_on(picked)
             heads = await self._heads(runs)
-            return [Claimed(self._attempts, run, head) for run, head in zip(runs, heads, strict=True)]
+            taken = [Claimed(self._attempts, run, head) for run, head in zip(runs, heads, strict=True)]
+            return taken, picked["took"]
 
     async def _heads(self, runs: Rows) -> list[Head]:
         """Where the threads of these runs, which are this process's by now, stand."""
@@ -158,7 +160,7 @@ class Claims:
         if how is Next.LEAVE:
             return None, None
         look, (picked,) = steps[0].parameters, results[0]
-        self._floors.learn(look["tenant"], look["floor"], picked["found"])
+        self._floors.learn(look["tenant"], look["floor"], picked["found"], picked["took"])
         if how is Next.RING:
             _, bells = results
             return None, bell_of(bells[0]) if bells else None

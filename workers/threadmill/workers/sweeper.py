@@ -27,6 +27,7 @@ from psycopg.rows import DictRow
 from threadmill.core.database import break_off, connect
 from threadmill.core.doorbell import Bell, Doorbell, bells_of
 from threadmill.core.errors import BrokerUnavailable
+from threadmill.core.floors import rest_after
 from threadmill.core.models import SCHEMA
 from threadmill.core.settings import Settings
 from threadmill.core.statement import Batch, Plan, Row, Step, carry_out_unpipelined, send_unpipelined
@@ -83,6 +84,7 @@ class Sweeper:
         self._answered_since = 0.0
         self._told_away = False  # that the broker is
         self._after = FROM_THE_FIRST  # where the next look for runs to ring for begins
+        self._rests_until = 0.0  # from looking for them
         self._silent: set[uuid.UUID] = set()  # workers that were struck off
         self._thread = threading.Thread(target=self._work, name="threadmill-sweeper", daemon=True)
 
@@ -264,11 +266,15 @@ class Sweeper:
                 self._ring(connection, allowance)
 
     def _ring(self, connection: psycopg.Connection[DictRow], limit: int) -> None:
+        if time.monotonic() < self._rests_until:
+            return
         parameters = {"limit": limit, "patience": self._settings.ring_again_after, **self._after}
         step = Step(ring(), parameters)
         with self._asking():
             (rows,) = send_unpipelined(connection, Batch([step]))
         self._after = going_on(rows[0])
-        if bells := bells_of(rows):
+        bells = bells_of(rows)
+        self._rests_until = time.monotonic() + (0.0 if bells else rest_after(rows[0]["took"]))
+        if bells:
             rung = self._doorbell.ring(bells)
             _log.info("sweeper.rang", runs=rung)

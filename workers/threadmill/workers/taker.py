@@ -9,14 +9,15 @@ worker rings for itself, as else the leader does.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
 from typing import Any
 
 import structlog
 
 from threadmill.core.database import AsyncDatabase
 from threadmill.core.doorbell import Bell, bells_of
+from threadmill.core.floors import rest_after
 from threadmill.core.settings import Settings
 from threadmill.core.statement import Batch, Plan, Rows, Step
 from threadmill.core.transitions import FROM_THE_FIRST, going_on, ring
@@ -28,8 +29,7 @@ from threadmill.workers.slots import Slots
 MAX_TAKEN = 16
 # So many bells are lined up at once while there is no Redis.
 MAX_LINED_UP = 50
-# Two looks are so far apart at least, in seconds, but where the first has found all that it could take; and
-# as far as one took, so that looks that have become slow leave the database to the others.
+# Two looks are so far apart at least, in seconds, but where the first has found all that it could take.
 REST = 0.02
 # Another worker may just have taken what stands ready, and be about to claim it.
 PATIENCE_WITHOUT_REDIS = 0.5
@@ -63,8 +63,8 @@ class Taker:
         self._answers: set[asyncio.Task[None]] = set()
         self._after = FROM_THE_FIRST
         self._wanted = asyncio.Event()
-        self._stopped = False
-        self._took = 0.0  # seconds, the last look
+        self._stopping = asyncio.Event()
+        self._rests = 0.0  # seconds until the next look, where the last has found nothing
 
     def look(self) -> None:
         """Has it look soon."""
@@ -72,12 +72,12 @@ class Taker:
 
     def stop(self) -> None:
         """Ends `take_on` after the look that is under way: what it takes is known, and not broken off."""
-        self._stopped = True
+        self._stopping.set()
         self._wanted.set()
 
     async def take_on(self) -> None:
         """Takes runs until it is stopped; those that it took go on."""
-        while not self._stopped:
+        while not self._stopping.is_set():
             try:
                 async with asyncio.timeout(self._settings.sweep_interval):
                     await self._wanted.wait()
@@ -87,7 +87,13 @@ class Taker:
             self._wanted.clear()
             while await self._quietly(self._take()):
                 pass
-            await asyncio.sleep(max(REST, self._took))
+            await self._rest()
+
+    async def _rest(self) -> None:
+        """Until it may look again, or is stopped."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(max(REST, self._rests)):
+                await self._stopping.wait()
 
     async def _quietly(self, look: Coroutine[Any, Any, bool]) -> bool:
         try:
@@ -100,15 +106,14 @@ class Taker:
     async def _take(self) -> bool:
         """Whether there may be more to take."""
         number = min(self._slots.free, MAX_TAKEN)
-        if number <= 0 or self._slots.is_waited_for or self._stopped:
+        if number <= 0 or self._slots.is_waited_for or self._stopping.is_set():
             return False
         self._slots.take(number)
         taken: list[Claimed] = []
-        began = time.monotonic()
         try:
-            taken = await self._claims.take(number)
+            taken, took = await self._claims.take(number)
+            self._rests = 0.0 if taken else rest_after(took)
         finally:
-            self._took = time.monotonic() - began
             self._slots.give_back(number - len(taken))
         for claimed in taken:
             self._execute(claimed)

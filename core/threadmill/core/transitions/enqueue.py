@@ -91,6 +91,9 @@ CANCELLED_CHANNEL = "threadmill_cancelled"
 WORKERS_SETTING = "threadmill.workers"
 # No more bells of one tenant are unanswered at once.
 MAX_BELLS = 64
+# What has not answered a bell for so many seconds will not: it is lost, and the leader rings again. So those
+# that were answered since long ago are not read, which beside a transaction held open are still in the index.
+BELL_LASTS = 10
 
 
 def _admitted(*, fleet: bool) -> list[ColumnElement[Any]]:
@@ -403,7 +406,7 @@ def _bells_left(tenant: ColumnElement[str]) -> ColumnElement[int]:
         .where(
             RUNS.c.tenant == tenant,
             RUNS.c.status == word("pending"),
-            RUNS.c.dispatched_at.is_not(None),
+            RUNS.c.dispatched_at > func.now() - func.make_interval(0, 0, 0, 0, 0, 0, BELL_LASTS),
         )
         .limit(MAX_BELLS)
         .subquery("unanswered")

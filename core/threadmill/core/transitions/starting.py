@@ -84,10 +84,14 @@ _PAIRS = f"""pair(graph, tenant, number) as (
         where number < {PAIRS}
     )"""  # noqa: S608 - constants
 
+# What a look has taken inside Postgres until here, in seconds.
+_TOOK = "extract(epoch from clock_timestamp() - statement_timestamp())::float8 as took"
+
 # How far a look has come.
-_SEEN = """(select count(*) from pair) as pairs,
+_SEEN = f"""(select count(*) from pair) as pairs,
     (select graph from pair order by number desc limit 1) as last_graph,
-    (select tenant from pair order by number desc limit 1) as last_tenant"""
+    (select tenant from pair order by number desc limit 1) as last_tenant,
+    {_TOOK}"""  # noqa: S608 - constants
 
 _UNRING = f"""
     update {SCHEMA}.runs set dispatched_at = null
@@ -116,7 +120,7 @@ _PICK_NEXT = f"""
     )
     select set_config('{TAKEN_SETTING}', coalesce((select id::text from picked), ''), true),
         set_config('{TAKEN_KEY_SETTING}', coalesce((select key from picked), ''), true),
-        coalesce((select rank from picked), now()) as found
+        coalesce((select rank from picked), now()) as found, {_TOOK}
 """  # noqa: S608 - constants
 
 _PICK_MANY = f"""
@@ -255,7 +259,8 @@ def going_on(row: Row) -> dict[str, str]:
 def pick_next() -> Executable:
     """Picks the tenant's next run of these graphs, and takes its lane.
 
-    One row, with `found`: its rank, or the time of the look where there is none.
+    One row, with `found`: its rank, or the time of the look where there is none; and `took`: how long that
+    has taken Postgres, in seconds.
     Parameters: tenant, graphs, floor (the rank from which to look, see `Floors`), patience (seconds after
     which a bell counts as lost). After it `claim_taken` or `ring_taken`.
     """
@@ -266,7 +271,7 @@ def pick_next() -> Executable:
 def pick_many() -> Executable:
     """Picks runs of these graphs for so many free slots, fair to the tenants, and takes their lanes.
 
-    One row, for `going_on`. After it `claim_taken`.
+    One row, for `going_on`, with `took`, as of `pick_next`. After it `claim_taken`.
     Parameters: graphs, limit, patience, after_graph and after_tenant (FROM_THE_FIRST, or `going_on`).
     """
     return text(_PICK_MANY)
@@ -277,7 +282,8 @@ def ring() -> Executable:
     """Marks runs as rung, and returns their bells: of tenants that have less than their share of the fleet,
     and those whose bell has gone unanswered for so many seconds.
 
-    Each row is for `going_on`, too; where there is no bell, there is one without an id.
+    Each row is for `going_on`, too, and has `took`, as of `pick_next`; where there is no bell, there is one
+    without an id.
     Parameters: limit, patience, after_graph and after_tenant (FROM_THE_FIRST, or `going_on`).
     """
     return text(_RING)

@@ -191,30 +191,27 @@ DEAR, CHEAP = 0.1, 0.0001
 
 
 @pytest.mark.parametrize(
-    ("takes", "rare"),
-    [
-        ([(0, DEAR)], True),
-        ([(0, CHEAP)], False),
-        ([(1, DEAR), (0, CHEAP)], False),
-    ],
+    ("finds", "took", "rare"),
+    [(0, DEAR, True), (0, CHEAP, False), (1, DEAR, False)],
     ids=["dear and in vain", "cheap and in vain", "dear, but it finds some"],
 )
 async def test_looks_that_are_dear_and_in_vain_are_rare(
-    settings: Settings, takes: Sequence[tuple[int, float]], rare: bool
+    settings: Settings, finds: int, took: float, rare: bool
 ) -> None:
-    """takes: how many runs each look finds, one after the other, and what it takes."""
-    looks = 0
+    looks, slots = 0, Slots(1)
 
     class Looking:
         async def take(self, limit: int) -> tuple[list[Any], float]:
             nonlocal looks
-            found, took = takes[looks % len(takes)]
             looks += 1
-            return [None] * found, took
+            return [None] * finds, took
+
+    def execute(_: Claimed) -> None:
+        asyncio.get_running_loop().call_later(0.005, slots.give_back)
 
     taker = Taker(
-        settings, cast(Any, None), Slots(1000), cast(Any, Looking()),
-        redis_is_away=lambda: False, execute=lambda _: None, answer=cast(Any, None),
+        settings, cast(Any, None), slots, cast(Any, Looking()),
+        redis_is_away=lambda: False, execute=execute, answer=cast(Any, None),
     )  # fmt: skip
     taking = asyncio.create_task(taker.take_on())
     for _ in range(100):

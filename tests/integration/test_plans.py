@@ -440,6 +440,8 @@ def test_the_plans_that_are_kept_find_their_rows_by_keys(admin: Any, ledger: str
         assert read_whole <= {"limits", "breakers", "workers", "held_lanes", "dead_letters"}
         ready = [condition for index, condition in conditions(plan) if index == "runs_ready_idx"]
         assert all("tenant" in condition and "graph" in condition for condition in ready)
+        unfinished = [condition for index, condition in conditions(plan) if index == "runs_unfinished_idx"]
+        assert all("thread_id" in condition for condition in unfinished), "of the whole tenant"
 
 
 def test_a_look_that_goes_on_does_not_read_what_was_started_since_a_transaction_is_held_open(

@@ -18,22 +18,19 @@ from bench.load import Load, split, threads_named
 
 
 class Bare:
-    """`processes` loops (None: one for each core), each over one pool, with `at_once` runs at a time.
+    """`processes` loops (None: one for each core), each over one pool, with `at_once` runs at a time."""
 
-    alone: the one process that also tells what a run takes when nothing else goes on.
-    """
-
-    def __init__(self, name: str, *, processes: int | None, at_once: int, alone: bool) -> None:
+    def __init__(self, name: str, *, processes: int | None, at_once: int) -> None:
         self.name = name
-        self._processes, self._at_once, self._alone = processes, at_once, alone
+        self._processes, self._at_once = processes, at_once
 
     @contextmanager
     def running(self, arena: Arena, load: Load) -> Iterator[BareFleet]:
         log = arena.folder / "bare.log"
-        with arena.fresh_database(STOCK) as url, ExitStack() as stack:
+        with arena.fresh_database(STOCK, "bare") as url, ExitStack() as stack:
             argv = [sys.executable, "-m", "bench.bare_loop", url, str(self._at_once)]
             loops = [stack.enter_context(child(argv, log)) for _ in range(self._processes or arena.cores)]
-            fleet = BareFleet(url, loops, log, alone=self._alone)
+            fleet = BareFleet(url, loops, log)
             fleet.serve(threads_named("warm", load.threads), 1)
             yield fleet
 
@@ -41,10 +38,10 @@ class Bare:
 class BareFleet:
     """See contestant.Fleet."""
 
-    def __init__(self, url: str, loops: Sequence[subprocess.Popen[str]], log: Path, *, alone: bool) -> None:
+    def __init__(self, url: str, loops: Sequence[subprocess.Popen[str]], log: Path) -> None:
         self.workers = [psutil.Process(loop.pid) for loop in loops]
         self.saver_url = url
-        self._loops, self._log, self._alone = loops, log, alone
+        self._loops, self._log = loops, log
 
     def key(self, thread_id: str) -> str:
         return thread_id
@@ -57,8 +54,6 @@ class BareFleet:
             self._answer(loop)
 
     def alone(self, threads: Sequence[str]) -> Alone:
-        if not self._alone:
-            return Alone()
         self._order(self._loops[0], threads, 1)
         return Alone(taken={"latency": self._answer(self._loops[0])})
 

@@ -52,7 +52,7 @@ class Fleet(Protocol):
         """All turns of all threads: turn by turn, each when the one before is done on every thread."""
 
     def alone(self, threads: Sequence[str]) -> Alone:
-        """Each thread's first turn, one at a time; nothing where others tell that as well."""
+        """Each thread's first turn, one at a time."""
 
     def extras(self, arena: Arena, load: Load) -> Figures:
         """What only this contestant is asked for. Called last; it may stop the workers."""

@@ -1,8 +1,12 @@
-"""The rounds: every contestant in each, one after the other, so that noise of the machine hits all alike."""
+"""The rounds: every contestant in each, so that noise of the machine hits all alike.
+
+What they do in a second is measured one after the other; what one run takes, in turns of a few runs.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from statistics import median
 
@@ -20,12 +24,15 @@ NAIVE = Naive.name
 MILL = Mill.name
 
 CONTESTANTS: Sequence[Contestant] = (
-    Bare(BARE_LOOP, processes=1, at_once=1, alone=True),
-    Bare(BARE, processes=None, at_once=8, alone=False),
+    Bare(BARE_LOOP, processes=1, at_once=1),
+    Bare(BARE, processes=None, at_once=8),
     Naive(),
     Mill(),
 )
+# Who also tells what a run takes when nothing else goes on. Of one worker; Celery's is a pool of processes.
+ALONE: Sequence[Contestant] = (Bare(BARE_LOOP, processes=1, at_once=1), Naive(), Mill(workers=1))
 
+TURN = 20  # runs by themselves of one contestant; then it is the next one's turn
 FIRST = 5  # runs by themselves that are not counted: what is made at the first use is made by them
 
 
@@ -49,6 +56,10 @@ def measure(arena: Arena, load: Load, tell: Callable[[str], None]) -> Rounds:
         for contestant in CONTESTANTS:
             tell(f"round {number} of {load.rounds}: {contestant.name}")
             figures[contestant.name] = _play(contestant, arena, load)
+        tell(f"round {number} of {load.rounds}: one run at a time")
+        for name, samples in _alone(arena, load).items():
+            figures[name].figures.update(_percentiles(samples))
+            figures[name].samples.update(samples)
         rounds.append(figures)
     return rounds
 
@@ -60,28 +71,37 @@ def _play(contestant: Contestant, arena: Arena, load: Load) -> Played:
         with Meter(worker=fleet.workers, postgres=[arena.postgres], redis=[arena.redis]) as meter:
             fleet.serve(threads, load.turns)
         check_states(fleet, threads, load.turns)
-        samples = _alone(fleet, load)
         figures = {
             **per_run("", meter.seconds, meter.cpu, load.runs),
-            **_percentiles(samples),
             "peak_rss_mb": meter.peak_rss / MEGABYTE,
             **fleet.extras(arena, load),
         }
         if meter.pss is not None:
             figures["pss_mb"] = meter.pss / MEGABYTE
-    return Played(figures, samples)
+    return Played(figures, {})
 
 
-def _alone(fleet: Fleet, load: Load) -> dict[str, list[float]]:
-    """The seconds of runs by themselves; `pickup` until the first node was entered."""
-    fleet.alone(threads_named("first", FIRST))
-    threads = threads_named("alone", load.samples)
+def _alone(arena: Arena, load: Load) -> dict[str, dict[str, list[float]]]:
+    """Of each contestant the seconds of runs by themselves; `pickup` until the first node was entered."""
+    with ExitStack() as stack:
+        fleets = {one.name: stack.enter_context(one.running(arena, load)) for one in ALONE}
+        found: dict[str, dict[str, list[float]]] = {name: {} for name in fleets}
+        for fleet in fleets.values():
+            fleet.alone(threads_named("first", FIRST))
+        for number, start in enumerate(range(0, load.samples, TURN)):
+            threads = threads_named(f"alone-{number}", min(TURN, load.samples - start))
+            for name in list(fleets)[:: -1 if number % 2 else 1]:
+                for what, seconds in _by_themselves(fleets[name], threads).items():
+                    found[name].setdefault(what, []).extend(round(each, 6) for each in seconds)
+    return found
+
+
+def _by_themselves(fleet: Fleet, threads: Sequence[str]) -> dict[str, list[float]]:
     alone = fleet.alone(threads)
-    if alone.sent:
-        alone.taken["pickup"] = [
-            began - sent for began, sent in zip(begun(fleet, threads), alone.sent, strict=True)
-        ]
-    return {name: [round(taken, 6) for taken in seconds] for name, seconds in alone.taken.items()}
+    if not alone.sent:
+        return alone.taken
+    pickup = [began - sent for began, sent in zip(begun(fleet, threads), alone.sent, strict=True)]
+    return {**alone.taken, "pickup": pickup}
 
 
 def _percentiles(samples: Mapping[str, Sequence[float]]) -> Figures:

@@ -74,13 +74,11 @@ class Mill:
 class MillFleet:
     """See contestant.Fleet."""
 
-    def __init__(self, arena: Arena, producer: Producer, url: str, start: Start, count: int) -> None:
-        """count: of the workers that are started."""
+    def __init__(self, arena: Arena, producer: Producer, url: str, start: Start) -> None:
         self.saver_url = make_conninfo(url, options=f"-c search_path={SCHEMA},public")
         self.producer = producer
         self._arena, self._start = arena, start
-        self._workers = start(count)
-        self._count = count
+        self._workers: list[subprocess.Popen[str]] = []
 
     @property
     def workers(self) -> Sequence[psutil.Process]:
@@ -118,10 +116,7 @@ class MillFleet:
 
     def alone(self, threads: Sequence[str]) -> Alone:
         """Also `commit`, that of a bare row, before each; and `wait`, from the commit that ended the run
-        until `Producer.wait` had returned, by the one clock of this machine. Of one worker, as of everybody;
-        the others are stopped."""
-        while len(self._workers) > 1:
-            stop(self._workers.pop())
+        until `Producer.wait` had returned, by the one clock of this machine."""
         alone = Alone(taken={"latency": [], "enqueue": [], "commit": []})
         returned: dict[str, float] = {}
         with psycopg.connect(self.saver_url, autocommit=True) as connection:
@@ -144,8 +139,6 @@ class MillFleet:
 
     def extras(self, arena: Arena, load: Load) -> Figures:
         threads = threads_named("at-once", load.threads)
-        self.add(self._count - len(self._workers))
-        self.serve(threads_named("warm again", load.threads), 1)
         with Meter(worker=self.workers, postgres=[arena.postgres], redis=[arena.redis]) as meter:
             self.serve_at_once(threads, load.turns)
         check_states(self, threads, load.turns)
@@ -206,7 +199,9 @@ def fleet_on(
                 wait_for_line(worker, log, READY, ready)
             return started
 
-        yield MillFleet(arena, producer, url, start, workers), settings
+        fleet = MillFleet(arena, producer, url, start)
+        fleet.add(workers)
+        yield fleet, settings
 
 
 def _request(thread_id: str, turn: int) -> dict[str, Any]:

@@ -29,7 +29,7 @@ class Naive:
     @contextmanager
     def running(self, arena: Arena, load: Load) -> Iterator[NaiveFleet]:
         log = arena.folder / "naive.log"
-        with arena.fresh_database(STOCK) as url:
+        with arena.fresh_database(STOCK, "naive") as url:
             urls = (arena.broker_url, arena.results_url, url)
             turn = turn_task(*urls)
             argv = [sys.executable, "-m", "bench.naive_worker", *urls, str(self._processes or arena.cores)]

@@ -87,7 +87,7 @@ class Report:
         return (
             f"{met}Where there are rounds, a figure is their median, "
             "and a ratio the median of the rounds' ratios.\nNaive Celery has as many processes; the bare "
-            "loop is LangGraph in one process, one run at a time."
+            "loop is LangGraph in one process, one run at a time. Latencies are of one worker each, in turns."
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jsonschema_rs
@@ -67,10 +67,9 @@ class Catalogue:
         self._graphs: dict[str, Announced] = {}
         self._read_at = float("-inf")
 
-    def knows(self, names: Iterable[str]) -> bool:
-        """Whether all of these can be answered without asking the database."""
-        fresh = time.monotonic() - self._read_at < self._refresh
-        return fresh and all(name in self._graphs for name in names)
+    def knows(self, name: str) -> bool:
+        """Whether it can tell of this one without asking the database."""
+        return name in self._graphs and time.monotonic() - self._read_at < self._refresh
 
     def read(self) -> Plan[None]:
         """The plan that reads the graphs anew."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, Unpack
 
 from threadmill.core.doorbell import Bell
@@ -29,25 +29,34 @@ from threadmill.producers.state import ThreadState, read_history, read_state
 
 T = TypeVar("T")
 
+_Inputs = Sequence[tuple[str, Any]]  # each with the name of its graph
 History = list[dict[str, Any]]  # named here, as `list` is a method of the producers
 
 
-def _check_requests(settings: Settings, requests: Iterable[Mapping[str, Any]]) -> list[RunRequest]:
-    checked = []
+def _check_requests(
+    settings: Settings, requests: Iterable[Mapping[str, Any]], catalogue_of: Callable[[str], Catalogue]
+) -> tuple[list[RunRequest], _Inputs]:
+    """The requests, and the inputs that are still to be checked, as their graphs are to be read first."""
+    checked, unchecked = [], []
     for index, request in enumerate(requests):
         try:
             checked.append(check_request(settings, **request))
         except TypeError as error:  # a keyword that enqueue does not take, or one that is missing
             reason = str(error).removeprefix("check_request() ")
             raise InvalidOption(f"requests[{index}]", sorted(request), reason) from None
-    return checked
+        graph, catalogue = checked[-1].graph, catalogue_of(checked[-1].tenant)
+        if catalogue.knows(graph):
+            _check_inputs([(graph, request.get("input"))], catalogue)
+        else:
+            unchecked.append((graph, request.get("input")))
+    return checked, unchecked
 
 
-def _check_inputs(requests: Iterable[RunRequest], catalogue: Catalogue) -> None:
-    for request in requests:
-        graph = catalogue.graph(request.graph)
-        if request.input is not None:
-            graph.check_input(request.input)
+def _check_inputs(inputs: _Inputs, catalogue: Catalogue) -> None:
+    for name, value in inputs:
+        graph = catalogue.graph(name)
+        if value is not None:
+            graph.check_input(value)
 
 
 class Producer:
@@ -104,13 +113,13 @@ class Producer:
         One transaction: all of them or none, to the effect of one after the other: a request that interrupts
         also cancels the runs of those before it on its thread. Raises what `enqueue` raises.
         """
-        checked = _check_requests(self._settings, requests)
+        checked, unchecked = _check_requests(self._settings, requests, self._catalogue_of)
         if not checked:
             return []
         ledger = self._shards.of_all(request.tenant for request in checked)
-        if not ledger.catalogue.knows(request.graph for request in checked):
+        if unchecked:
             ledger.database.carry_out(ledger.catalogue.read())
-        _check_inputs(checked, ledger.catalogue)
+            _check_inputs(unchecked, ledger.catalogue)
         with ledger.quotas.refusing():
             if session is not None:
                 plan = enqueue_within(checked, ledger.catalogue, ledger.quotas, ledger.floors)
@@ -120,6 +129,9 @@ class Producer:
         ledger.publisher.tell_cancelled(*enqueued.cancelled)
         ledger.doorbell.ring(enqueued.bells)
         return enqueued.runs
+
+    def _catalogue_of(self, tenant: str) -> Catalogue:
+        return self._shards.of(tenant).catalogue
 
     def get(self, run_id: str | uuid.UUID, *, tenant: str) -> Run:
         """The run as it stands. Raises RunNotFound, also for another tenant's."""
@@ -227,13 +239,13 @@ class AsyncProducer:
         self, requests: Iterable[Mapping[str, Any]], *, session: AsyncCaller | None = None
     ) -> list[Run]:
         """See Producer.enqueue_many."""
-        checked = _check_requests(self._settings, requests)
+        checked, unchecked = _check_requests(self._settings, requests, self._catalogue_of)
         if not checked:
             return []
         ledger = self._shards.of_all(request.tenant for request in checked)
-        if not ledger.catalogue.knows(request.graph for request in checked):
+        if unchecked:
             await ledger.database.carry_out(ledger.catalogue.read())
-        _check_inputs(checked, ledger.catalogue)
+            _check_inputs(unchecked, ledger.catalogue)
         with ledger.quotas.refusing():
             if session is not None:
                 plan = enqueue_within(checked, ledger.catalogue, ledger.quotas, ledger.floors)
@@ -242,6 +254,9 @@ class AsyncProducer:
             enqueued = await ledger.database.carry_out(plan)
         await _announce(ledger, enqueued.cancelled, enqueued.bells)
         return enqueued.runs
+
+    def _catalogue_of(self, tenant: str) -> Catalogue:
+        return self._shards.of(tenant).catalogue
 
     async def get(self, run_id: str | uuid.UUID, *, tenant: str) -> Run:
         """See Producer.get."""

@@ -58,13 +58,16 @@ class RunOptions(TypedDict, total=False):
 
 
 class RunRequest(NamedTuple):
-    """One run to be inserted; every value is checked but the input against the graph's schema."""
+    """One run to be inserted; every value is checked but the input against the graph's schema.
+
+    It keeps no object of the caller's: of a thousand inputs Python's garbage collector would read each again
+    and again until they have been sent.
+    """
 
     id: str  # a UUIDv7
     graph: str
     tenant: str
     thread_id: str
-    input: Any
     documents: dict[str, str]  # input, command, config, context and metadata as JSON text
     idempotency_key: str | None
     payload_hash: str | None
@@ -178,7 +181,6 @@ def check_request(
         graph=graph,
         tenant=tenant,
         thread_id=thread_id,
-        input=input,
         documents=documents,
         idempotency_key=idempotency_key,
         payload_hash=payload_hash,

@@ -18,6 +18,7 @@ from threadmill.core.database import connection_info
 from threadmill.core.errors import QuotaExceeded, TenantQuotaExceeded
 from threadmill.core.settings import Settings
 from threadmill.producers import AsyncProducer, Producer, Run, quotas
+from threadmill.producers.enqueue import AT_ONCE
 
 GRAPHS = """
     from typing import TypedDict
@@ -244,6 +245,23 @@ async def test_the_asyncio_producer_is_refused_too(served: None, settings: Setti
         await producer.enqueue(**request(0))
         with pytest.raises(TenantQuotaExceeded):
             await producer.enqueue(**request(1))
+
+
+async def test_a_refusal_that_comes_while_statements_are_still_sent_is_one(
+    served: None, settings: Settings, admin: Any
+) -> None:
+    many = settings.model_copy(update={"max_pending_per_tenant": 5 * AT_ONCE})
+    requests = [request(number) for number in range(5 * AT_ONCE + 1)]
+    with Producer(many) as producer:
+        with pytest.raises(TenantQuotaExceeded):
+            producer.enqueue_many(requests)
+        assert len(producer.enqueue_many(requests[: AT_ONCE + 1])) == AT_ONCE + 1
+    async with AsyncProducer(many) as asyncio_producer:
+        with pytest.raises(TenantQuotaExceeded):
+            await asyncio_producer.enqueue_many(requests)
+        assert len(await asyncio_producer.enqueue_many(requests[: AT_ONCE + 1])) == AT_ONCE + 1
+
+    assert admin.execute("select count(*) from runs").fetchone() == (2 * (AT_ONCE + 1),)
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -88,8 +88,10 @@ class Doorbell:
         self._address = connection.as_uri()  # without its password
         self._connections = ConnectionPool(connection, CONNECTIONS)  # type: ignore[no-untyped-call]
         self._producers = ProducerPool(self._connections, limit=CONNECTIONS)
-        # LimitExceeded: all of its connections wait for a broker that does not answer.
-        self._broker_errors = (OperationalError, LimitExceeded, OSError, *connection.connection_errors)
+        # LimitExceeded: all of its connections wait for a broker that does not answer. Errors of a channel:
+        # the broker refuses, as a Redis does that is full.
+        errors = (*connection.connection_errors, *connection.channel_errors)
+        self._broker_errors = (OperationalError, LimitExceeded, OSError, *errors)
 
     def ring(self, bells: Iterable[Bell]) -> int:
         """Rings each bell, blocking; gives up at the first that the broker does not take.

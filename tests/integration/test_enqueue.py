@@ -248,6 +248,20 @@ def test_a_thread_is_busy_with_a_run_that_follows_one_that_is_known(worker: Any,
     assert worker.answer(new).result(20) == "success"
 
 
+def test_what_follows_a_known_run_that_has_ended_is_ready(
+    worker: Any, producer: Producer, admin: Any
+) -> None:
+    known = {**TALK, "idempotency_key": "k"}
+    assert worker.answer(producer.enqueue(**known)).result(20) == "success"
+
+    _, following = producer.enqueue_many([known, TALK])
+
+    ready = admin.execute(
+        "select id::text from runs where status = 'pending' and rank is not null"
+    ).fetchall()
+    assert ready == [(following.id,)]
+
+
 def test_durability_says_when_checkpoints_are_saved(finish: Callable[..., Run], producer: Producer) -> None:
     finish("talk", {"said": ["hi"]}, thread_id="steps", durability="sync")
     finish("talk", {"said": ["hi"]}, thread_id="end", durability="exit")

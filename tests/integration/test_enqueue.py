@@ -34,6 +34,7 @@ from threadmill.core.publisher import Publisher
 from threadmill.core.settings import Settings
 from threadmill.producers import AsyncProducer, Producer, Run
 from threadmill.producers.enqueue import AT_ONCE
+from threadmill.producers.request import RunRequest
 from threadmill.workers.herald import Herald
 
 GRAPHS = """
@@ -474,6 +475,29 @@ def test_one_bad_request_keeps_all_of_them_out(
             producer.enqueue_many([*fresh, request, *fresh])
 
     assert written() == before
+
+
+def test_what_goes_wrong_between_two_statements_of_a_call_leaves_nothing_written(
+    worker: Any,
+    producer: Producer,
+    written: Callable[[], tuple[int, ...]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = written()
+    requests = [{**TALK, "thread_id": f"t{number}"} for number in range(AT_ONCE + 1)]
+    record, last = RunRequest.record, requests[-1]["thread_id"]
+
+    def failing(self: RunRequest, back: int, **options: Any) -> str:
+        if self.thread_id == last:
+            raise RuntimeError("whatever it is")
+        return record(self, back, **options)
+
+    with monkeypatch.context() as broken, pytest.raises(RuntimeError):
+        broken.setattr(RunRequest, "record", failing)
+        producer.enqueue_many(requests)
+
+    assert written() == before
+    assert len(producer.enqueue_many(requests)) == len(requests)
 
 
 def test_a_request_that_enqueue_does_not_understand_is_counted(worker: Any, producer: Producer) -> None:

@@ -211,16 +211,18 @@ WORKERS = """
 """
 
 
-def test_only_the_first_of_a_threads_runs_is_rung_for(
-    serve: Callable[..., None],
-    start_local: Callable[..., Any],
-    producer: Producer,
-    doorbell: Doorbell,
-    admin: Any,
-) -> None:
+@pytest.fixture
+def enlist(serve: Callable[..., None], start_local: Callable[..., Any], admin: Any) -> Callable[[int], None]:
+    """Writes down so many workers, none of which hears a bell."""
     serve(GRAPHS, work={})
     start_local().stop()
-    admin.execute(WORKERS, [5])
+    return lambda count: admin.execute(WORKERS, [count])
+
+
+def test_only_the_first_of_a_threads_runs_is_rung_for(
+    enlist: Callable[[int], None], producer: Producer, doorbell: Doorbell
+) -> None:
+    enlist(5)
 
     producer.enqueue_many([request(str(n), thread_id=thread) for n in range(5) for thread in ("t", "u")])
     producer.enqueue(**request("later"))
@@ -229,15 +231,9 @@ def test_only_the_first_of_a_threads_runs_is_rung_for(
 
 
 def test_a_tenant_has_no_more_bells_on_their_way_than_there_are_workers(
-    serve: Callable[..., None],
-    start_local: Callable[..., Any],
-    producer: Producer,
-    doorbell: Doorbell,
-    admin: Any,
+    enlist: Callable[[int], None], producer: Producer, doorbell: Doorbell
 ) -> None:
-    serve(GRAPHS, work={})
-    start_local().stop()
-    admin.execute(WORKERS, [3])
+    enlist(3)
 
     producer.enqueue_many([request("flood", thread_id=f"t{n}") for n in range(20)])
     assert doorbell.waiting() == 3
@@ -248,15 +244,9 @@ def test_a_tenant_has_no_more_bells_on_their_way_than_there_are_workers(
 
 
 def test_bells_that_nobody_has_answered_for_long_keep_no_later_one_from_ringing(
-    serve: Callable[..., None],
-    start_local: Callable[..., Any],
-    producer: Producer,
-    doorbell: Doorbell,
-    admin: Any,
+    enlist: Callable[[int], None], producer: Producer, doorbell: Doorbell, admin: Any
 ) -> None:
-    serve(GRAPHS, work={})
-    start_local().stop()
-    admin.execute(WORKERS, [3])
+    enlist(3)
     producer.enqueue_many([request("lost", thread_id=f"t{n}") for n in range(3)])
     rang = "update runs set dispatched_at = now() - make_interval(secs => %s)"
 
@@ -270,15 +260,9 @@ def test_bells_that_nobody_has_answered_for_long_keep_no_later_one_from_ringing(
 
 
 def test_who_has_others_ready_that_are_not_rung_for_rings_for_no_later_one(
-    serve: Callable[..., None],
-    start_local: Callable[..., Any],
-    producer: Producer,
-    doorbell: Doorbell,
-    admin: Any,
+    enlist: Callable[[int], None], producer: Producer, doorbell: Doorbell, admin: Any
 ) -> None:
-    serve(GRAPHS, work={})
-    start_local().stop()
-    admin.execute(WORKERS, [3])
+    enlist(3)
     producer.enqueue_many([request("flood", thread_id=f"t{n}") for n in range(20)])
     admin.execute("update runs set status = 'running' where dispatched_at is not null")
 

@@ -76,7 +76,14 @@ class Menu:
     # What is put in.
 
     def enqueue(self, pick: Pick, lane: LaneId | None) -> Move | None:
-        return Enqueue(tuple(self._request(pick, lane) for _ in range(pick.one((1, 1, 2)))))
+        requests = [self._request(pick, lane) for _ in range(pick.one((1, 1, 2)))]
+        known = self._runs(lane, which=lambda run: run.key is not None)
+        if known and pick.one((False, False, True)):
+            # Once more what has a key, and what follows on its thread: by chance few histories come to that.
+            run = pick.one(known)
+            again = requests[0]._replace(lane=run.lane, graph=run.graph, key=run.key, strategy="enqueue")
+            requests = [again, self._request(pick, run.lane)]
+        return Enqueue(tuple(requests))
 
     def _request(self, pick: Pick, lane: LaneId | None) -> Request:
         delay = pick.one((0, 0, 0, SOON))

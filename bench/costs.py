@@ -17,11 +17,10 @@ from psycopg import sql
 
 from bench.load import GRAPH
 from threadmill.core.database import connect
-from threadmill.core.floors import BEGINNING
+from threadmill.core.floors import BEGINNING, FROM_THE_FIRST
 from threadmill.core.settings import Settings
 from threadmill.core.statement import compiled
 from threadmill.core.transitions import (
-    FROM_THE_FIRST,
     claim_taken,
     lock_and_bind,
     pick_many,
@@ -34,7 +33,8 @@ from threadmill.workers.claims import LOOK_BACK_AFTER
 REPEATS = 25
 PATIENCE = 1.5
 
-_LOOK = {"patience": PATIENCE, **FROM_THE_FIRST}
+# A look that comes soon after another one.
+AGAIN = ", again"
 
 
 @dataclass(frozen=True)
@@ -81,20 +81,25 @@ def _lived_through(
         **{"thread_status": "idle", "interrupts": None, "dependencies": []},
     }
     a_moment_ago = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=LOOK_BACK_AFTER / 2)
-    next_one = {"tenant": tenant, "graphs": [GRAPH], "patience": PATIENCE}
+    next_one = {**lane, "graphs": [GRAPH], "patience": PATIENCE}
+    again = {"floor": a_moment_ago, "since": a_moment_ago}
+    rung = {"patience": PATIENCE, **FROM_THE_FIRST, "limit": 50}
+    picked = {**rung, "graphs": [GRAPH], "limit": 16}
     statements: dict[str, tuple[Any, Mapping[str, Any]]] = {
         "lock_and_bind": (lock_and_bind(), lane),
-        "ring": (ring(), {**_LOOK, "limit": 50}),
-        "pick_many": (pick_many(), {**_LOOK, "graphs": [GRAPH], "limit": 16}),
+        "ring": (ring(), rung),
+        f"ring{AGAIN}": (ring(), {**rung, **again}),
+        "pick_many": (pick_many(), picked),
+        f"pick_many{AGAIN}": (pick_many(), {**picked, **again}),
         "pick_next": (pick_next(), {**next_one, "floor": BEGINNING}),
-        "  going on": (pick_next(), {**next_one, "floor": a_moment_ago}),
+        f"pick_next{AGAIN}": (pick_next(), {**next_one, "floor": a_moment_ago}),
         "claim_taken": (claim_taken(), claimant),
         "succeed": (succeed(), end),
     }
     costs = {}
     for name, (statement, parameters) in statements.items():
         costs[name] = _cost(connection, statement, parameters)
-        if name == "ring":  # it marks the run as rung, for which nobody else looks then
+        if name.startswith("ring"):  # it marks the run as rung, for which nobody else looks then
             connection.execute("update runs set dispatched_at = null where id = %s", [run])
     return costs
 

@@ -18,11 +18,10 @@ from uuid_utils.compat import uuid7
 
 from bench.contestant import WrongState
 from threadmill.core.database import AsyncDatabase
-from threadmill.core.floors import BEGINNING
+from threadmill.core.floors import BEGINNING, FROM_THE_FIRST
 from threadmill.core.settings import Settings
 from threadmill.core.statement import Batch, Plan, Row, Rows, Step
 from threadmill.core.transitions import (
-    FROM_THE_FIRST,
     claim_taken,
     enlist,
     lock_and_bind,
@@ -94,7 +93,7 @@ class IdleWorker:
             [
                 Step(lock_and_bind(), lane),
                 Step(succeed(), _success(run)),
-                Step(pick_next(), {**self._look, "tenant": run["tenant"], "floor": BEGINNING}),
+                Step(pick_next(), {**self._look, **lane, "floor": BEGINNING}),
                 Step(claim_taken(), self._claimant),
             ]
         )

@@ -12,10 +12,10 @@ import psycopg
 from sqlalchemy.sql import Executable
 
 from threadmill.core.database import connect
-from threadmill.core.floors import BEGINNING
+from threadmill.core.floors import BEGINNING, FROM_THE_FIRST
 from threadmill.core.settings import Settings
 from threadmill.core.statement import Rows, compiled
-from threadmill.core.transitions import FROM_THE_FIRST, pick_next, ring, ring_taken
+from threadmill.core.transitions import pick_next, ring, ring_taken
 
 RUN = uuid.uuid4()
 FILL = f"""
@@ -40,7 +40,7 @@ def test_who_waits_for_the_leaders_ringing_does_not_ring_for_the_same_run(
 
     def go_on() -> Rows:
         with worker.transaction():
-            run(worker, pick_next(), tenant="acme", graphs=["g"], floor=BEGINNING)
+            run(worker, pick_next(), tenant="acme", thread_id="none", graphs=["g"], floor=BEGINNING)
             return run(worker, ring_taken())
 
     with connect(settings) as leader, connect(settings) as worker, ThreadPoolExecutor(1) as pool:
@@ -61,7 +61,7 @@ def test_what_was_rung_for_long_ago_is_rung_for_again(settings: Settings, admin:
     admin.execute("update runs set dispatched_at = now() - interval '6 s'")
 
     with connect(settings) as worker, worker.transaction():
-        run(worker, pick_next(), tenant="acme", graphs=["g"], floor=BEGINNING)
+        run(worker, pick_next(), tenant="acme", thread_id="none", graphs=["g"], floor=BEGINNING)
         again = run(worker, ring_taken())
 
     assert [row["id"] for row in again] == [RUN]

@@ -12,9 +12,10 @@ import pytest
 from threadmill.core.backoff import replay_delay
 from threadmill.core.database import Database
 from threadmill.core.errors import DeadLetterNotFound, InvalidOption, NotReplayable
+from threadmill.core.floors import FROM_THE_FIRST
 from threadmill.core.settings import Settings
 from threadmill.core.statement import Batch, Plan, Row, Step
-from threadmill.core.transitions import FROM_THE_FIRST, ring
+from threadmill.core.transitions import ring
 from threadmill.dlq import DeadLetter, Desk, LetterFilter
 from threadmill.producers import Producer, Run
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -13,7 +13,7 @@ from psycopg.types.json import Jsonb
 from sqlalchemy.sql import Executable
 
 from threadmill.core.database import connect
-from threadmill.core.floors import BEGINNING
+from threadmill.core.floors import BEGINNING, FROM_THE_FIRST
 from threadmill.core.settings import Settings
 from threadmill.core.statement import compiled
 from threadmill.core.transitions import (
@@ -182,7 +182,7 @@ READY = """
         select gen_random_uuid(), 't1', 'th' || n, 1, 'g', '{}', now() - random() * interval '1 s'
         from generate_series(1, 500) n
 """
-LOOK = {"limit": 50, "patience": 5.0, "after_graph": "", "after_tenant": ""}
+LOOK = {"limit": 50, "patience": 5.0, **FROM_THE_FIRST}
 THREAD = {**LANE, "key": "t1:th1"}
 
 
@@ -205,15 +205,15 @@ def test_the_hot_statements_use_their_indexes(explain: Any) -> None:
         "claim_taken": (claim_taken(), CLAIMANT, None, {"runs_pkey", "threads_pkey", *pending}),
         "pick_next": (
             pick_next(),
-            {"tenant": "t1", "graphs": ["g"], "floor": BEGINNING, "patience": 5.0},
+            {**NEXT, "graphs": ["g"]},
             None,
-            {"runs_ready_idx", "threads_pkey"},
+            {"runs_ready_idx", "threads_pkey", "runs_unfinished_idx"},
         ),
         "pick_many": (
             pick_many(),
             {**LOOK, "graphs": ["g"]},
             None,
-            {"runs_ready_idx", "threads_pkey", "runs_one_running_per_thread"},
+            {"runs_ready_idx", "threads_pkey", "runs_running_idx"},
         ),
         "succeed": (
             succeed(),
@@ -272,7 +272,7 @@ def test_the_hot_statements_use_their_indexes(explain: Any) -> None:
             "t1",
             {"checkpoints_pkey", "checkpoint_writes_pkey", "threads_pkey"},
         ),
-        "ring": (ring(), LOOK, None, {"runs_ready_idx", "runs_rung_idx", "runs_pkey"}),
+        "ring": (ring(), LOOK, None, {"runs_ready_idx", "runs_running_idx", "runs_rung_idx", "runs_pkey"}),
         "get": (of_batch(queries.get(RUN, "t1")), {"run_id": RUN}, "t1", {"runs_pkey"}),
         "list": (page(), {}, "t1", {"runs_tenant_id_idx"}),
         "list, next page": (page(after=str(RUN)), {}, "t1", {"runs_tenant_id_idx"}),
@@ -283,7 +283,12 @@ def test_the_hot_statements_use_their_indexes(explain: Any) -> None:
             "t1",
             {"runs_idempotency_key"},
         ),
-        "runs_of_worker": (runs_of_worker(), {"worker_id": RUN}, None, {"runs_worker_idx"}),
+        "runs_of_worker": (
+            runs_of_worker(),
+            {"worker_id": RUN, "since": BEGINNING},
+            None,
+            {"runs_worker_idx"},
+        ),
         "runs_without_worker": (runs_without_worker(), {"limit": 500}, None, {"runs_worker_idx"}),
         "expired_runs": (expired_runs(), {"limit": 500}, None, {"runs_deadline_idx"}),
         "trip": (
@@ -384,7 +389,7 @@ def test_a_claim_does_not_look_at_all_that_is_running(plan_of: Any, admin: Any) 
 END = {"run_id": RUN, "attempt": 1, "output": {}, "checkpoint_id": "c", "thread_status": "idle"} | {
     "interrupts": None, "next_nodes": [], "dependencies": []
 }  # fmt: skip
-NEXT = {"tenant": "t1", "graphs": ["g", "h"], "floor": BEGINNING, "patience": 5.0}
+NEXT = {**LANE, "graphs": ["g", "h"], "floor": BEGINNING, "patience": 5.0}
 
 
 def test_what_a_run_costs_is_planned_once_however_the_tables_grow(settings: Settings, admin: Any) -> None:
@@ -444,12 +449,29 @@ def test_the_plans_that_are_kept_find_their_rows_by_keys(admin: Any, ledger: str
         assert all("thread_id" in condition for condition in unfinished), "of the whole tenant"
 
 
+@pytest.mark.parametrize(
+    ("statement", "parameters", "began", "few"),
+    [
+        (pick_next(), NEXT, ("floor",), 30),
+        (pick_many(), {**LOOK, "graphs": ["g"]}, ("floor", "since"), 60),
+        (ring(), LOOK, ("floor", "since"), 120),
+        (runs_of_worker(), {"worker_id": RUN}, ("since",), 10),
+    ],
+    ids=["pick_next", "pick_many", "ring", "runs_of_worker"],
+)
 def test_a_look_that_goes_on_does_not_read_what_was_started_since_a_transaction_is_held_open(
-    settings: Settings, admin: Any
+    settings: Settings,
+    admin: Any,
+    statement: Executable,
+    parameters: dict[str, Any],
+    began: Sequence[str],
+    few: int,
 ) -> None:
-    def pages(floor: datetime.datetime) -> int:
-        query = compiled(pick_next())
-        look = query.bind({"tenant": "t1", "graphs": ["g"], "floor": floor, "patience": 5.0})
+    """began: the parameters that say from when on it looks. few: no more pages are read then."""
+
+    def pages(moment: datetime.datetime) -> int:
+        query = compiled(statement)
+        look = query.bind({**parameters, **dict.fromkeys(began, moment)})
         explain = f"explain (analyze, buffers, format json) {query.sql}".encode()
         with connect(settings) as connection, connection.transaction(force_rollback=True):
             # As on a ledger that is larger than this one.
@@ -464,11 +486,19 @@ def test_a_look_that_goes_on_does_not_read_what_was_started_since_a_transaction_
             "insert into threads (tenant, thread_id) select 't1', 'th' || n from generate_series(1, 500) n"
         )
         admin.execute(READY)
+        for change in ("status = 'pending'", "status = 'running', worker_id = %s"):
+            moment = "dispatched_at = now() - random() * interval '1 s'"
+            admin.execute(f"update runs set {change}, {moment}".encode(), [RUN] if "%s" in change else [])
         admin.execute("update runs set status = 'success', rank = null")
-        (now,) = admin.execute("select now()").fetchone()
+        admin.execute("insert into threads (tenant, thread_id) values ('t1', 'next'), ('t2', 'next')")
+        admin.execute(
+            "insert into runs (id, tenant, thread_id, seq, graph, rank)"
+            " select gen_random_uuid(), tenant, 'next', 1, 'g', now() from threads where thread_id = 'next'"
+        )
+        (now,) = admin.execute("select min(rank) from runs").fetchone()
 
-        assert pages(BEGINNING) > 300
-        assert pages(now) < 20
+        assert pages(BEGINNING) > 300 + few
+        assert pages(now) < few
 
 
 def test_a_deep_lane_costs_a_sweep_no_more_than_a_glance(

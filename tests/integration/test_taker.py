@@ -10,7 +10,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +20,7 @@ from tests.chaos.proxy import Proxies, Proxy
 from tests.chaos.servers import Redis
 from tests.conftest import WorkerProcess
 
+from threadmill.core.floors import FROM_THE_FIRST, Looks
 from threadmill.core.settings import Settings
 from threadmill.core.statement import Step
 from threadmill.producers import Producer, Run
@@ -56,6 +57,7 @@ GRAPHS = """
     work = StateGraph(State).add_node("work", work).add_edge(START, "work")
     talk = StateGraph(Said).add_node("say", lambda state: {"said": ["said"]}).add_edge(START, "say")
 """
+MOMENT = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
 Enqueue = Callable[..., Run]
 
 
@@ -187,24 +189,29 @@ def test_a_look_that_fails_is_not_the_last(
     assert failed.is_set()
 
 
+# What a look from the beginning takes, in seconds, and one that does not begin there.
 DEAR, CHEAP = 0.1, 0.0001
 
 
 @pytest.mark.parametrize(
-    ("finds", "took", "rare"),
-    [(0, DEAR, True), (0, CHEAP, False), (1, DEAR, False)],
-    ids=["dear and in vain", "cheap and in vain", "dear, but it finds some"],
+    ("finds", "first", "later", "rare"),
+    [(0, DEAR, DEAR, True), (0, DEAR, CHEAP, False), (0, CHEAP, CHEAP, False), (1, DEAR, DEAR, False)],
+    ids=["dear and in vain", "only the first dear", "cheap and in vain", "dear, but it finds some"],
 )
 async def test_looks_that_are_dear_and_in_vain_are_rare(
-    settings: Settings, finds: int, took: float, rare: bool
+    settings: Settings, finds: int, first: float, later: float, rare: bool
 ) -> None:
-    looks, slots = 0, Slots(1)
+    began: list[Mapping[str, Any]] = []
+    slots = Slots(1)
 
     class Looking:
-        async def take(self, limit: int) -> tuple[list[Any], float]:
-            nonlocal looks
-            looks += 1
-            return [None] * finds, took
+        looks = Looks()
+
+        async def take(self, limit: int) -> list[Any]:
+            began.append(self.looks.begin())
+            took = first if began[-1] == FROM_THE_FIRST else later
+            self.looks.learn(began[-1], {"saw_all": True, "floor": MOMENT, "since": MOMENT, "took": took})
+            return [None] * finds
 
     def execute(_: Claimed) -> None:
         asyncio.get_running_loop().call_later(0.005, slots.give_back)
@@ -218,7 +225,9 @@ async def test_looks_that_are_dear_and_in_vain_are_rare(
         taker.look()
         await asyncio.sleep(0.01)
 
-    assert looks == 1 if rare else looks > 10
+    assert len(began) == 2 if rare else len(began) > 10
+    # A dear look from the beginning is one in two seconds, and this has been one.
+    assert began.count(FROM_THE_FIRST) == 1 or first == CHEAP
     taker.stop()
     await asyncio.wait_for(taking, 0.5)  # though it rests
 
@@ -231,10 +240,10 @@ def test_what_is_taken_together_goes_on_from_where_each_thread_stands(
     heads: list[Head] = []
     take, read_heads = Claims.take, claims.read_heads
 
-    async def taking(self: Claims, limit: int) -> tuple[list[Claimed], float]:
-        taken, took = await take(self, limit)
+    async def taking(self: Claims, limit: int) -> list[Claimed]:
+        taken = await take(self, limit)
         heads.extend(claimed.head for claimed in taken)
-        return taken, took
+        return taken
 
     def reading(tenant: str, keys: Sequence[str]) -> list[Step]:
         return read_heads(tenant, keys) if read else [Step(text("select 1 / 0"), {})]

@@ -163,11 +163,20 @@ class Run(Base):
             "deadline",
             postgresql_where=text("status = 'pending' and deadline is not null"),
         ),
-        # What a worker holds. Its condition is no other index's, or the planner may take one for the other.
+        # What a worker holds, in the order in which it was claimed. Its condition is no other index's, or the
+        # planner may take one for the other.
         Index(
             "runs_worker_idx",
             "worker_id",
+            "dispatched_at",
             postgresql_where=text("status = 'running' and worker_id is not null"),
+        ),
+        # How much each tenant has running. In words of its own, as the next best index has its tenants, too.
+        Index(
+            "runs_running_idx",
+            "tenant",
+            "dispatched_at",
+            postgresql_where=text("status || '' = 'running' and dispatched_at is not null"),
         ),
         Index("runs_output_idx", "finished_at", postgresql_where=text("output is not null")),
         # What is past its time, and how fast runs end at present.

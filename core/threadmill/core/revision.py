@@ -1,4 +1,4 @@
 """The revision of the tables that this code was written for."""
 
-REVISION = "0006"
+REVISION = "0007"
 REVISION_TABLE = "revisions"

@@ -26,12 +26,11 @@ from tests.chaos.histories.picture import TICK
 from tests.chaos.histories.state import Ending, LaneId, Outcome, Request
 
 from threadmill.core.doorbell import bell_of
-from threadmill.core.floors import BEGINNING, Floors
+from threadmill.core.floors import BEGINNING, FROM_THE_FIRST, Floors
 from threadmill.core.keys import thread_key
 from threadmill.core.settings import Settings
 from threadmill.core.statement import Batch, Plan, Rows, Step, compiled
 from threadmill.core.transitions import (
-    FROM_THE_FIRST,
     bury,
     claim,
     claim_taken,
@@ -275,7 +274,12 @@ class Succeed(OfGrip):
                 return Outcome(word)
 
     def _then(self) -> list[Step]:
-        look = {"tenant": self.lane[0], "graphs": list(GRAPHS), "floor": BEGINNING, "patience": SILENCE}
+        look = {
+            **dict(zip(("tenant", "thread_id"), self.lane, strict=True)),
+            "graphs": list(GRAPHS),
+            "floor": BEGINNING,
+            "patience": SILENCE,
+        }
         match self.then:
             case "claim":
                 return [Step(pick_next(), look), Step(claim_taken(), _claimant(self.worker, alone=False))]

@@ -10,9 +10,9 @@ from tests.chaos.histories.move import LIMIT, SILENCE, Context, Move, OfGrip, be
 from tests.chaos.histories.state import CONCURRENCY, Ending, Outcome
 
 from threadmill.core.doorbell import bells_of as rung_for
+from threadmill.core.floors import BEGINNING, FROM_THE_FIRST
 from threadmill.core.statement import Batch, Plan, Row, Step
 from threadmill.core.transitions import (
-    FROM_THE_FIRST,
     beat,
     enlist,
     expired_runs,
@@ -183,7 +183,7 @@ class LookAtOwn(Move):
     worker: UUID
 
     def plan(self, context: Context) -> Plan[Outcome]:
-        (rows,) = yield Batch([Step(runs_of_worker(), {"worker_id": self.worker})])
+        (rows,) = yield Batch([Step(runs_of_worker(), {"worker_id": self.worker, "since": BEGINNING})])
         return Outcome("looked", (), tuple(sorted((row["id"], row["attempt"]) for row in rows)))
 
     def apply(self, model: Model, seen: Outcome) -> Outcome:

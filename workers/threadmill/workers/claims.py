@@ -14,14 +14,12 @@ import structlog
 
 from threadmill.core.database import AsyncDatabase
 from threadmill.core.doorbell import Bell, bell_of
-from threadmill.core.floors import Floors
+from threadmill.core.floors import Floors, Looks
 from threadmill.core.keys import thread_key
 from threadmill.core.statement import Batch, Plan, Row, Rows, Step
 from threadmill.core.transitions import (
-    FROM_THE_FIRST,
     claim,
     claim_taken,
-    going_on,
     lock_and_bind,
     pick_many,
     pick_next,
@@ -95,7 +93,7 @@ class Claims:
         self._versions = json.dumps(dict(versions))
         self._look = {"graphs": list(versions), "patience": patience}
         self._alone = alone
-        self._after = FROM_THE_FIRST
+        self.looks = Looks()
         self._floors = Floors(LOOK_BACK_AFTER)
 
     async def claim(self, bell: Bell) -> Claimed:
@@ -114,17 +112,16 @@ class Claims:
                 raise BellDropped
             return Claimed(self._attempts, runs[0], heads[0] if heads else None)
 
-    async def take(self, limit: int) -> tuple[list[Claimed], float]:
-        """Up to so many runs that are ready, fair to the tenants; and how long Postgres has looked for them,
-        in seconds."""
-        look = Step(pick_many(), {**self._look, "limit": limit, **self._after})
+    async def take(self, limit: int) -> list[Claimed]:
+        """Up to so many runs that are ready, fair to the tenants."""
+        began = self.looks.begin()
+        look = Step(pick_many(), {**self._look, "limit": limit, **began})
         steps = [look, Step(claim_taken(), self._claimant())]
         with self._attempts.claiming_some():
             (picked,), runs = await self._database.carry_out(_rows(steps))
-            self._after = going_on(picked)
+            self.looks.learn(began, picked)
             heads = await self._heads(runs)
-            taken = [Claimed(self._attempts, run, head) for run, head in zip(runs, heads, strict=True)]
-            return taken, picked["took"]
+            return [Claimed(self._attempts, run, head) for run, head in zip(runs, heads, strict=True)]
 
     async def _heads(self, runs: Rows) -> list[Head]:
         """Where the threads of these runs, which are this process's by now, stand."""
@@ -141,11 +138,13 @@ class Claims:
         found = {row["thread_id"]: row for rows in results[1::2] for row in rows}
         return [found.get(key) for key in keys]
 
-    def next_steps(self, tenant: str, how: Next) -> list[Step]:
-        """What goes on with the tenant's next run, in a transaction that is bound to the tenant."""
+    def next_steps(self, tenant: str, thread_id: str, how: Next) -> list[Step]:
+        """What goes on with the tenant's next run, in a transaction that is bound to the tenant and has ended
+        one of this thread."""
         if how is Next.LEAVE:
             return []
-        pick = Step(pick_next(), {**self._look, "tenant": tenant, "floor": self._floors.of(tenant)})
+        where = {"tenant": tenant, "thread_id": thread_id, "floor": self._floors.of(tenant)}
+        pick = Step(pick_next(), {**self._look, **where})
         if how is Next.RING:
             return [pick, Step(ring_taken(), {"patience": self._look["patience"]})]
         return [pick, Step(claim_taken(), self._claimant()), read_taken_head()]

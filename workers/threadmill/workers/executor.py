@@ -461,7 +461,7 @@ class Executor:
         ending = [lock, *writes, _of(run, end)]
         # Before the claim, which reads the newest checkpoint of what it claims.
         pruning = _pruning(run, policy)
-        steps = [*ending, *pruning, *self._claims.next_steps(run["tenant"], how)]
+        steps = [*ending, *pruning, *self._claims.next_steps(run["tenant"], run["thread_id"], how)]
         ended_at, next_at = len(ending) - 1, len(ending) + len(pruning)
         with self._attempts.claiming_some():
             results, tries = await self._send(steps)

@@ -15,6 +15,7 @@ went away before it answered a claim, it gives back.
 
 from __future__ import annotations
 
+import datetime
 import os
 import platform
 import socket
@@ -33,6 +34,7 @@ from uuid_utils.compat import uuid7
 from threadmill.core.database import break_off, connect
 from threadmill.core.doorbell import Bell
 from threadmill.core.errors import Unavailable
+from threadmill.core.floors import BEGINNING
 from threadmill.core.settings import Settings
 from threadmill.core.statement import Batch, Rows, Step, carry_out, send
 from threadmill.core.transitions import beat, enlist, open_breakers, runs_of_worker, strike_off
@@ -42,6 +44,11 @@ from threadmill.workers.rescue import give_back
 
 # How long a worker that stops waits for an answer of Postgres, in seconds.
 LAST_WORDS = 2.0
+# What it holds is looked for from the first on that it held at the last beat: the index entries of what it
+# held before stay beside a transaction that is held open. After so many seconds it looks for all.
+LOOK_BACK_AFTER = 60.0
+# A claim is committed so long after it was made, at the most.
+CLAIM_TAKES = datetime.timedelta(seconds=60)
 
 _log = structlog.get_logger("threadmill.heartbeat")
 
@@ -79,6 +86,8 @@ class Heartbeat:
         self._dropped: set[tuple[uuid.UUID, int]] = set()  # what ran when the lease ran out
         # What it holds and does not know, and which claims were not answered yet when that was seen first.
         self._unknown: dict[tuple[uuid.UUID, int], frozenset[object]] = {}
+        # The first of what it held at the last beat was claimed then, or later.
+        self._since, self._since_until = BEGINNING, 0.0
         self.worker_id = uuid7()
 
     @property
@@ -148,15 +157,21 @@ class Heartbeat:
         self._connect()
         sent = time.monotonic()  # not before: a beat that was long in connecting is no older for that
         before = self._attempts.held()
+        since = self._since if sent < self._since_until else BEGINNING
         beaten, runs, breakers = self._send(
             Step(beat(), {"worker_id": self.worker_id}),
-            Step(runs_of_worker(), {"worker_id": self.worker_id}),
+            Step(runs_of_worker(), {"worker_id": self.worker_id, "since": since}),
             Step(open_breakers(), {}),
         )
-        if not beaten:
+        if since == BEGINNING:
+            self._since_until = sent + LOOK_BACK_AFTER
+        if beaten:
+            claimed = [row["dispatched_at"] for row in runs]
+            self._since = min([*claimed, beaten[0]["heartbeat_at"] - CLAIM_TAKES])
+            if self._cut_off:
+                _log.info("worker.back", worker=str(self.worker_id), runs=len(runs))
+        else:
             self._enter()
-        elif self._cut_off:
-            _log.info("worker.back", worker=str(self.worker_id), runs=len(runs))
         self._beaten_at = sent
         self._breakers = {
             row["name"]: sent + row["open_for"] for row in breakers if row["kind"] == "dependency"

@@ -24,6 +24,7 @@ import structlog
 
 from threadmill.core.database import AsyncDatabase
 from threadmill.core.doorbell import Bell
+from threadmill.core.floors import BEGINNING
 from threadmill.core.settings import Settings
 from threadmill.core.statement import Batch, Plan, Rows, Step
 from threadmill.core.transitions import runs_of_worker, strike_off
@@ -141,7 +142,7 @@ class Quarantine:
         _log.error("quarantine.child_lost", cause=cause, node=self._node)
         if self._worker_id is None:
             return
-        step = Step(runs_of_worker(), {"worker_id": self._worker_id})
+        step = Step(runs_of_worker(), {"worker_id": self._worker_id, "since": BEGINNING})
         gone = Step(strike_off(), {"worker_id": self._worker_id})
         _, runs = await patiently(lambda: self._database.carry_out(_rows(gone, step)))
         for run in runs:

@@ -27,16 +27,14 @@ from psycopg.rows import DictRow
 from threadmill.core.database import break_off, connect
 from threadmill.core.doorbell import Bell, Doorbell, bells_of
 from threadmill.core.errors import BrokerUnavailable
-from threadmill.core.floors import rest_after
+from threadmill.core.floors import Looks
 from threadmill.core.models import SCHEMA
 from threadmill.core.settings import Settings
 from threadmill.core.statement import Batch, Plan, Row, Step, carry_out_unpipelined, send_unpipelined
 from threadmill.core.transitions import (
     CANCELLED_CHANNEL,
     DOORBELL_CHANNEL,
-    FROM_THE_FIRST,
     expired_runs,
-    going_on,
     lanes_held_too_long,
     rejected_runs,
     ring,
@@ -83,7 +81,7 @@ class Sweeper:
         self._connection: psycopg.Connection[DictRow] | None = None
         self._answered_since = 0.0
         self._told_away = False  # that the broker is
-        self._after = FROM_THE_FIRST  # where the next look for runs to ring for begins
+        self._looks = Looks()  # for runs to ring for
         self._rests_until = 0.0  # from looking for them
         self._silent: set[uuid.UUID] = set()  # workers that were struck off
         self._thread = threading.Thread(target=self._work, name="threadmill-sweeper", daemon=True)
@@ -268,13 +266,13 @@ class Sweeper:
     def _ring(self, connection: psycopg.Connection[DictRow], limit: int) -> None:
         if time.monotonic() < self._rests_until:
             return
-        parameters = {"limit": limit, "patience": self._settings.ring_again_after, **self._after}
-        step = Step(ring(), parameters)
+        began = self._looks.begin()
+        step = Step(ring(), {"limit": limit, "patience": self._settings.ring_again_after, **began})
         with self._asking():
             (rows,) = send_unpipelined(connection, Batch([step]))
-        self._after = going_on(rows[0])
+        self._looks.learn(began, rows[0])
         bells = bells_of(rows)
-        self._rests_until = time.monotonic() + (0.0 if bells else rest_after(rows[0]["took"]))
+        self._rests_until = time.monotonic() + (0.0 if bells else self._looks.rest)
         if bells:
             rung = self._doorbell.ring(bells)
             _log.info("sweeper.rang", runs=rung)

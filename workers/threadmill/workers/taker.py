@@ -17,10 +17,10 @@ import structlog
 
 from threadmill.core.database import AsyncDatabase
 from threadmill.core.doorbell import Bell, bells_of
-from threadmill.core.floors import rest_after
+from threadmill.core.floors import Looks
 from threadmill.core.settings import Settings
 from threadmill.core.statement import Batch, Plan, Rows, Step
-from threadmill.core.transitions import FROM_THE_FIRST, going_on, ring
+from threadmill.core.transitions import ring
 from threadmill.workers.claims import Claimed, Claims
 from threadmill.workers.patience import is_outage
 from threadmill.workers.slots import Slots
@@ -61,10 +61,10 @@ class Taker:
         self._execute = execute
         self._answer = answer
         self._answers: set[asyncio.Task[None]] = set()
-        self._after = FROM_THE_FIRST
+        self._looks = Looks()  # for what to ring for
         self._wanted = asyncio.Event()
         self._stopping = asyncio.Event()
-        self._rests = 0.0  # seconds until the next look, where the last has found nothing
+        self._rests = 0.0  # seconds until the next look for what to take
 
     def look(self) -> None:
         """Has it look soon."""
@@ -111,8 +111,8 @@ class Taker:
         self._slots.take(number)
         taken: list[Claimed] = []
         try:
-            taken, took = await self._claims.take(number)
-            self._rests = 0.0 if taken else rest_after(took)
+            taken = await self._claims.take(number)
+            self._rests = 0.0 if taken else self._claims.looks.rest
         finally:
             self._slots.give_back(number - len(taken))
         for claimed in taken:
@@ -123,8 +123,9 @@ class Taker:
 
     async def _ring(self) -> bool:
         """Lines up what the leader would ring for."""
-        rows = await self._database.carry_out(_rung({"limit": MAX_LINED_UP, **self._after}))
-        self._after = going_on(rows[0])
+        began = self._looks.begin()
+        rows = await self._database.carry_out(_rung({"limit": MAX_LINED_UP, **began}))
+        self._looks.learn(began, rows[0])
         bells = bells_of(rows)
         for bell in bells:
             task = asyncio.create_task(self._answer(bell))

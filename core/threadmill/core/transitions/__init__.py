@@ -120,10 +120,8 @@ from threadmill.core.transitions.retention import (
 from threadmill.core.transitions.rollback import forget_question, roll_back
 from threadmill.core.transitions.running import claim, claim_taken, requeue, succeed
 from threadmill.core.transitions.starting import (
-    FROM_THE_FIRST,
     TAKEN_KEY_SETTING,
     TAKEN_SETTING,
-    going_on,
     pick_many,
     pick_next,
     ring,
@@ -144,7 +142,6 @@ __all__ = [
     "BURST",
     "CANCELLED_CHANNEL",
     "DOORBELL_CHANNEL",
-    "FROM_THE_FIRST",
     "JOB_COLUMNS",
     "QUARANTINE_LOSSES",
     "QUOTA_EXCEEDED",
@@ -189,7 +186,6 @@ __all__ = [
     "finished_threads",
     "forget_question",
     "fork_thread",
-    "going_on",
     "groups_due",
     "hold_groups",
     "hold_job",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 from sqlalchemy import (
+    DateTime,
     Float,
     Integer,
     any_,
@@ -70,12 +71,15 @@ def enlist() -> Executable:
 
 @cache
 def beat() -> Executable:
-    """The worker's heartbeat. Parameter: worker_id. No row: it was struck off, and its runs are others'."""
+    """The worker's heartbeat; returns `heartbeat_at`. Parameter: worker_id.
+
+    No row: it was struck off, and its runs are others'.
+    """
     return (
         update(WORKERS)
         .where(WORKERS.c.id == bindparam("worker_id"))
         .values(heartbeat_at=func.now())
-        .returning(WORKERS.c.id)
+        .returning(WORKERS.c.heartbeat_at)
     )
 
 
@@ -112,9 +116,12 @@ _HELD_COLUMNS = (
 
 @cache
 def runs_of_worker() -> Executable:
-    """What a worker has claimed and not given back. Parameter: worker_id."""
-    return select(*_HELD_COLUMNS).where(
-        RUNS.c.worker_id == bindparam("worker_id"), RUNS.c.status == word("running")
+    """What a worker has claimed and not given back. Parameters: worker_id, since (the first of it was claimed
+    then, or later)."""
+    return select(*_HELD_COLUMNS, RUNS.c.dispatched_at).where(
+        RUNS.c.worker_id == bindparam("worker_id"),
+        RUNS.c.status == word("running"),
+        RUNS.c.dispatched_at >= bindparam("since", type_=DateTime(timezone=True)),
     )
 
 

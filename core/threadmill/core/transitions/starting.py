@@ -21,7 +21,6 @@ from sqlalchemy import text
 from sqlalchemy.sql import Executable
 
 from threadmill.core.models import SCHEMA
-from threadmill.core.statement import Row
 from threadmill.core.transitions.terms import BREAKER_TRIALS, KEEP_PLANS, QUARANTINE_LOSSES
 
 # The ids of the runs that were picked, and the thread key where it is one.
@@ -67,30 +66,50 @@ _NO_TRIAL_LEFT = f"""open_until > now() or open_until is not null and {BREAKER_T
             where status = 'running' and graph = any(graphs) and dispatched_at >= open_until
         )"""  # noqa: S608 - constants
 
-# The pairs of a graph and a tenant that have something ready, one after the other.
-_PAIRS = f"""pair(graph, tenant, number) as (
-        (
-            select graph, tenant, 1 from {SCHEMA}.runs
-            where status = 'pending' and rank is not null and (graph, tenant) > (:after_graph, :after_tenant)
-            order by graph, tenant limit 1
-        )
+# What is running, all of which was claimed since. In the words of `runs_running_idx`, or another is read.
+_CLAIMED = "status || '' = 'running' and dispatched_at >= :since"
+
+# The pairs of a graph and a tenant that have something ready, one after the other, each with its lowest rank.
+# In two steps, as Postgres skips from one tenant to the next only by conditions on one column at a time.
+_PAIRS = f"""walk(graph, tenant, rank, number) as (
+        select cast(:after_graph as text), cast(:after_tenant as text), cast(null as timestamptz), 0
         union all
-        select next.graph, next.tenant, number + 1
-        from pair cross join lateral (
-            select graph, tenant from {SCHEMA}.runs
-            where status = 'pending' and rank is not null and (graph, tenant) > (pair.graph, pair.tenant)
-            order by graph, tenant limit 1
+        select next.graph, next.tenant, next.rank, number + 1
+        from walk cross join lateral (
+            (
+                select graph, tenant, rank from {SCHEMA}.runs
+                where status = 'pending' and graph = walk.graph and tenant > walk.tenant and rank >= :floor
+                order by graph, tenant, rank limit 1
+            )
+            union all
+            (
+                select graph, tenant, rank from {SCHEMA}.runs
+                where status = 'pending' and graph > walk.graph and rank >= :floor
+                order by graph, tenant, rank limit 1
+            )
+            limit 1
         ) as next
         where number < {PAIRS}
-    )"""  # noqa: S608 - constants
+    ),
+    pair as materialized (select * from walk where number > 0)"""  # noqa: S608 - constants
 
 # What a look has taken inside Postgres until here, in seconds.
 _TOOK = "extract(epoch from clock_timestamp() - statement_timestamp())::float8 as took"
 
-# How far a look has come.
-_SEEN = f"""(select count(*) from pair) as pairs,
+# Who began a transaction before a look may commit it later, and what it has made is then older than the look.
+_A_MOMENT_AGO = "now() - interval '1 s'"
+
+# How far a look has come, and what it may begin with that comes soon after; see `Looks`.
+_SEEN = f"""(select count(*) from pair) < {PAIRS} as saw_all,
     (select graph from pair order by number desc limit 1) as last_graph,
     (select tenant from pair order by number desc limit 1) as last_tenant,
+    least({_A_MOMENT_AGO}, (
+        select min(rank) from pair
+        where graph not in (select graph from shut) and not exists (
+            select from {SCHEMA}.limits where kind = 'tenant' and name = pair.tenant and paused
+        )
+    )) as floor,
+    least({_A_MOMENT_AGO}, (select min(oldest) from running)) as since,
     {_TOOK}"""  # noqa: S608 - constants
 
 _UNRING = f"""
@@ -100,12 +119,25 @@ _UNRING = f"""
 
 _PICK_NEXT = f"""
     with {_shut(_NOT_CLOSED)},
+    -- What follows on the thread may have become ready just now, with a rank of long ago.
+    head as materialized (
+        select * from {SCHEMA}.runs
+        where tenant = :tenant and thread_id = :thread_id and status in ('pending', 'running')
+        order by seq limit 1
+    ),
     candidate as materialized (
         select ready.* from unnest(cast(:graphs as text[])) as served(graph) cross join lateral (
-            select run.id, run.tenant, run.thread_id, run.rank from {SCHEMA}.runs as run
-            where run.graph = served.graph and run.tenant = :tenant and run.rank >= :floor
-                and {_UNRUNG} and not {_ALONE}
-            order by run.rank limit {TRIES}
+            (
+                select run.id, run.tenant, run.thread_id, run.rank from {SCHEMA}.runs as run
+                where run.graph = served.graph and run.tenant = :tenant and run.rank >= :floor
+                    and {_UNRUNG} and not {_ALONE}
+                order by run.rank limit {TRIES}
+            )
+            union all
+            (
+                select run.id, run.tenant, run.thread_id, run.rank from head as run
+                where run.graph = served.graph and run.rank < :floor and {_UNRUNG} and not {_ALONE}
+            )
         ) as ready
         where served.graph not in (select graph from shut)
             and not exists (select from {SCHEMA}.limits where kind = 'tenant' and name = :tenant and paused)
@@ -126,15 +158,18 @@ _PICK_NEXT = f"""
 _PICK_MANY = f"""
     with recursive {_shut(_NOT_CLOSED)},
     {_PAIRS},
+    running as materialized (
+        select had.tenant, counted.number, counted.oldest
+        from (select distinct tenant from pair) as had cross join lateral (
+            select count(*) as number, min(run.dispatched_at) as oldest from {SCHEMA}.runs as run
+            where run.tenant = had.tenant and {_CLAIMED}
+        ) as counted
+    ),
     standing as materialized (
-        select had.tenant, coalesce(limits.weight, 1) as weight, running.number as running,
+        select running.tenant, coalesce(limits.weight, 1) as weight, running.number as running,
             coalesce(limits.max_running is not null or limits.rate is not null, false) as limited
-        from (select distinct tenant from pair) as had
-        left join {SCHEMA}.limits as limits on limits.kind = 'tenant' and limits.name = had.tenant
-        cross join lateral (
-            select count(*) as number from {SCHEMA}.runs as run
-            where run.tenant = had.tenant and run.status = 'running'
-        ) as running
+        from running left join {SCHEMA}.limits as limits
+            on limits.kind = 'tenant' and limits.name = running.tenant
         where coalesce(limits.paused, false) is false and not {_AHEAD}
             and coalesce(limits.max_running > running.number, true)
     ),
@@ -148,7 +183,8 @@ _PICK_MANY = f"""
             ) as counts
         from standing join pair using (tenant) cross join lateral (
             select run.id, run.tenant, run.thread_id, run.graph, run.rank from {SCHEMA}.runs as run
-            where run.graph = pair.graph and run.tenant = pair.tenant and {_UNRUNG} and not {_ALONE}
+            where run.graph = pair.graph and run.tenant = pair.tenant and run.rank >= pair.rank
+                and {_UNRUNG} and not {_ALONE}
             -- Of many pairs a few each: their next look finds the others.
             order by run.rank limit greatest({TRIES}, 2 * :limit / (select count(*) from pair))
         ) as ready
@@ -175,7 +211,8 @@ _RING = f"""
         select coalesce(sum(concurrency), 0) as slots, greatest(count(*), 1) as workers from {SCHEMA}.workers
     ),
     running as materialized (
-        select tenant, count(*) as number from {SCHEMA}.runs where status = 'running' group by tenant
+        select tenant, count(*) as number, min(dispatched_at) as oldest
+        from {SCHEMA}.runs where {_CLAIMED} group by tenant
     ),
     standing as materialized (
         select tenant, coalesce(running.number, 0) as running, limits.max_running, fleet.workers,
@@ -195,7 +232,7 @@ _RING = f"""
         ) - rung.number)::int as number
         from standing cross join lateral (
             select count(*) as number from {SCHEMA}.runs as run
-            where run.tenant = standing.tenant and run.status = 'pending' and run.dispatched_at is not null
+            where run.tenant = standing.tenant and run.status = 'pending' and run.dispatched_at >= :floor
         ) as rung
     ),
     below as materialized (
@@ -203,7 +240,8 @@ _RING = f"""
             select found.id, row_number() over (order by found.rank) as nth
             from pair cross join lateral (
                 select run.id, run.rank from {SCHEMA}.runs as run
-                where run.graph = pair.graph and run.tenant = pair.tenant and {_UNRUNG}
+                where run.graph = pair.graph and run.tenant = pair.tenant and run.rank >= pair.rank
+                    and {_UNRUNG}
                 order by run.rank limit wanted.number
             ) as found
             where pair.tenant = wanted.tenant and pair.graph not in (select graph from shut)
@@ -214,7 +252,8 @@ _RING = f"""
     ),
     unanswered as materialized (
         select run.id from {SCHEMA}.runs as run
-        where {_READY} and run.dispatched_at < now() - make_interval(secs => :patience)
+        where {_READY} and run.dispatched_at >= :floor
+            and run.dispatched_at < now() - make_interval(secs => :patience)
             and run.graph not in (select graph from shut)
             and not exists (
                 select from {SCHEMA}.limits where kind = 'tenant' and name = run.tenant and paused
@@ -244,25 +283,15 @@ _RING_TAKEN = f"""
 """  # noqa: S608 - constants
 
 
-# Where a look begins: before the first pair.
-FROM_THE_FIRST = {"after_graph": "", "after_tenant": ""}
-
-
-def going_on(row: Row) -> dict[str, str]:
-    """Where the look begins that comes after one which gave this row: with the first again, if it saw all."""
-    if row["pairs"] < PAIRS:
-        return FROM_THE_FIRST
-    return {"after_graph": row["last_graph"], "after_tenant": row["last_tenant"]}
-
-
 @cache
 def pick_next() -> Executable:
     """Picks the tenant's next run of these graphs, and takes its lane.
 
     One row, with `found`: its rank, or the time of the look where there is none; and `took`: how long that
     has taken Postgres, in seconds.
-    Parameters: tenant, graphs, floor (the rank from which to look, see `Floors`), patience (seconds after
-    which a bell counts as lost). After it `claim_taken` or `ring_taken`.
+    Parameters: tenant, thread_id (whose next run is found in any case), graphs, floor (the rank from which to
+    look, see `Floors`), patience (seconds after which a bell counts as lost). After it `claim_taken` or
+    `ring_taken`.
     """
     return text(_PICK_NEXT)
 
@@ -271,8 +300,8 @@ def pick_next() -> Executable:
 def pick_many() -> Executable:
     """Picks runs of these graphs for so many free slots, fair to the tenants, and takes their lanes.
 
-    One row, for `going_on`, with `took`, as of `pick_next`. After it `claim_taken`.
-    Parameters: graphs, limit, patience, after_graph and after_tenant (FROM_THE_FIRST, or `going_on`).
+    One row, for `Looks.learn`. After it `claim_taken`.
+    Parameters: graphs, limit, patience, and where it begins (see `Looks`).
     """
     return text(_PICK_MANY)
 
@@ -282,9 +311,8 @@ def ring() -> Executable:
     """Marks runs as rung, and returns their bells: of tenants that have less than their share of the fleet,
     and those whose bell has gone unanswered for so many seconds.
 
-    Each row is for `going_on`, too, and has `took`, as of `pick_next`; where there is no bell, there is one
-    without an id.
-    Parameters: limit, patience, after_graph and after_tenant (FROM_THE_FIRST, or `going_on`).
+    Each row is for `Looks.learn`, too; where there is no bell, there is one without an id.
+    Parameters: limit, patience, and where it begins (see `Looks`).
     """
     return text(_RING)
 

@@ -151,12 +151,12 @@ class Run(Base):
             "rank",
             postgresql_where=text("status = 'pending' and rank is not null"),
         ),
-        # For what a bell was rung that nobody has answered yet.
+        # For what a bell was rung that nobody has answered yet. In words of its own, see `terms.counts_as`.
         Index(
             "runs_rung_idx",
             "tenant",
             "dispatched_at",
-            postgresql_where=text("status = 'pending' and dispatched_at is not null"),
+            postgresql_where=text("'' || status = 'pending' and dispatched_at is not null"),
         ),
         Index(
             "runs_deadline_idx",
@@ -171,12 +171,12 @@ class Run(Base):
             "dispatched_at",
             postgresql_where=text("status = 'running' and worker_id is not null"),
         ),
-        # How much each tenant has running. In words of its own, as the next best index has its tenants, too.
+        # How much each tenant has running. In words of its own, too.
         Index(
             "runs_running_idx",
             "tenant",
             "dispatched_at",
-            postgresql_where=text("status || '' = 'running' and dispatched_at is not null"),
+            postgresql_where=text("'' || status = 'running' and dispatched_at is not null"),
         ),
         Index("runs_output_idx", "finished_at", postgresql_where=text("output is not null")),
         # What is past its time, and how fast runs end at present.

@@ -47,6 +47,7 @@ from threadmill.core.transitions.terms import (
     THREADS,
     WORKERS,
     another_running,
+    counts_as,
     earlier_unfinished,
     is_held,
     is_unfinished,
@@ -405,11 +406,9 @@ def _bells_left(tenant: ColumnElement[str]) -> ColumnElement[int]:
         select(RUNS.c.id)
         .where(
             RUNS.c.tenant == tenant,
-            RUNS.c.status == word("pending"),
+            counts_as(RUNS.c.status, "pending"),
             RUNS.c.dispatched_at > func.now() - func.make_interval(0, 0, 0, 0, 0, 0, BELL_LASTS),
         )
-        # So that the index of what was rung for is the cheapest, whatever the tables are like.
-        .order_by(RUNS.c.dispatched_at.desc())
         .limit(MAX_BELLS)
         .subquery("unanswered")
     )

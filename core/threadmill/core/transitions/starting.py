@@ -33,8 +33,8 @@ TRIES = 4
 PAIRS = 1_000
 
 # What may be started, but for its limits; at a worker that serves it.
-_READY = """run.status = 'pending' and run.rank <= now() and run.run_at <= now()
-    and (run.deadline is null or run.deadline > now())"""
+_DUE = """run.rank <= now() and run.run_at <= now() and (run.deadline is null or run.deadline > now())"""
+_READY = f"run.status = 'pending' and {_DUE}"
 # For which no bell is on its way: none was rung, or it has gone unanswered for too long.
 _SILENT = "(run.dispatched_at is null or run.dispatched_at < now() - make_interval(secs => :patience))"
 _UNRUNG = f"""{_READY}
@@ -66,8 +66,9 @@ _NO_TRIAL_LEFT = f"""open_until > now() or open_until is not null and {BREAKER_T
             where status = 'running' and graph = any(graphs) and dispatched_at >= open_until
         )"""  # noqa: S608 - constants
 
-# What is running, all of which was claimed since. In the words of `runs_running_idx`, or another is read.
-_CLAIMED = "status || '' = 'running' and dispatched_at >= :since"
+# What is running, all of which was claimed since; and what a bell was rung for, since. See `terms.counts_as`.
+_CLAIMED = "'' || run.status = 'running' and run.dispatched_at >= :since"
+_RUNG = "'' || run.status = 'pending' and run.dispatched_at >= :floor"
 
 # The pairs of a graph and a tenant that have something ready, one after the other, each with its lowest rank.
 # In two steps, as Postgres skips from one tenant to the next only by conditions on one column at a time.
@@ -212,7 +213,7 @@ _RING = f"""
     ),
     running as materialized (
         select tenant, count(*) as number, min(dispatched_at) as oldest
-        from {SCHEMA}.runs where {_CLAIMED} group by tenant
+        from {SCHEMA}.runs as run where {_CLAIMED} group by tenant
     ),
     standing as materialized (
         select tenant, coalesce(running.number, 0) as running, limits.max_running, fleet.workers,
@@ -232,7 +233,7 @@ _RING = f"""
         ) - rung.number)::int as number
         from standing cross join lateral (
             select count(*) as number from {SCHEMA}.runs as run
-            where run.tenant = standing.tenant and run.status = 'pending' and run.dispatched_at >= :floor
+            where run.tenant = standing.tenant and {_RUNG}
         ) as rung
     ),
     below as materialized (
@@ -252,7 +253,7 @@ _RING = f"""
     ),
     unanswered as materialized (
         select run.id from {SCHEMA}.runs as run
-        where {_READY} and run.dispatched_at >= :floor
+        where {_DUE} and {_RUNG}
             and run.dispatched_at < now() - make_interval(secs => :patience)
             and run.graph not in (select graph from shut)
             and not exists (

@@ -90,6 +90,14 @@ def stands(status: Column[str] | ColumnElement[str], value: str) -> ColumnElemen
     return status.op("||", return_type=Text())("") == word(value)
 
 
+def counts_as(status: Column[str] | ColumnElement[str], value: str) -> ColumnElement[bool]:
+    """Whether a run has this status, in the words of `runs_rung_idx` and `runs_running_idx` and of no other.
+
+    Of the indexes that match, the planner may take any that looks small, and read all of it.
+    """
+    return literal_column("''", Text).op("||", return_type=Text())(status) == word(value)
+
+
 def is_unfinished(status: Column[str] | ColumnElement[str]) -> ColumnElement[bool]:
     return status.in_([word("pending"), word("running")])
 

@@ -20,18 +20,22 @@ SECTION = "scale-out"
 SHARDS = 2
 # Of what one process does in a core-second, in per cent.
 KEPT = 90
+# What is compared for a few per cent is measured so many times in each round, one after the other.
+TIMES = 2
 
 
 @dataclass(frozen=True)
 class Point:
     """at_once: runs at once in one process; None: its default. per_core: runs for a second of one core, those
-    of Postgres and Redis included. cores: how many there are. All are medians of the rounds."""
+    of Postgres and Redis included. kept: per_core as a part of what the fewest processes had just before,
+    where that was measured. cores: how many there are. All figures are medians."""
 
     name: str
     processes: int
     at_once: int | None
     runs_per_second: float
     per_core: float
+    kept: float | None = None
     shards: int = 1
     cores: int = 1
 
@@ -40,12 +44,13 @@ def measure(ground: Arena, load: Load, tell: Callable[[str], None]) -> list[Poin
     """Raises WrongState, Stalled and ChildFailed."""
     points: dict[tuple[str, int, int | None, int], list[tuple[float, float]]] = {}
     for number in range(1, load.rounds + 1):
-        for processes in load.processes:
-            for contestant in (Naive(processes), Mill(processes)):
-                tell(f"scale-out, round {number}: {contestant.name}, {processes} processes")
-                with contestant.running(ground, load) as fleet:
-                    found = _served(ground, fleet, load)
-                points.setdefault((contestant.name, processes, None, 1), []).append(found)
+        for _ in range(TIMES):
+            for processes in load.processes:
+                for contestant in (Naive(processes), Mill(processes)):
+                    tell(f"scale-out, round {number}: {contestant.name}, {processes} processes")
+                    with contestant.running(ground, load) as fleet:
+                        found = _served(ground, fleet, load)
+                    points.setdefault((contestant.name, processes, None, 1), []).append(found)
         tell(f"scale-out, round {number}: {SHARDS} shards")
         points.setdefault((Mill.name, SHARDS, None, SHARDS), []).append(_served_by_shards(load))
         for at_once in load.at_once:
@@ -57,7 +62,11 @@ def measure(ground: Arena, load: Load, tell: Callable[[str], None]) -> list[Poin
     made = []
     for (name, processes, most, shards), rounds in points.items():
         per_second, per_core = (median(figures) for figures in zip(*rounds, strict=True))
-        made.append(Point(name, processes, most, per_second, per_core, shards, ground.cores))
+        fewest = points[name, min(load.processes), None, 1]
+        kept = None
+        if len(rounds) == len(fewest):
+            kept = median(here / there for (_, here), (_, there) in zip(rounds, fewest, strict=True))
+        made.append(Point(name, processes, most, per_second, per_core, kept, shards, ground.cores))
     return made
 
 
@@ -118,7 +127,7 @@ def rows(points: Sequence[Point]) -> list[Row]:
         for count, point in mill.items()
     ]  # fmt: skip
     for count in list(mill)[1:]:
-        kept, kept_naive = (them[count].per_core / them[fewest].per_core * 100 for them in (mill, naive))
+        kept, kept_naive = ((them[count].kept or 0) * 100 for them in (mill, naive))
         made.append(
             compared(
                 SECTION, f"runs a core-second: {count} processes against {fewest}", kept, "%", Naive.name,

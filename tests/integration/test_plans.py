@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -49,6 +50,7 @@ from threadmill.core.transitions import (
     supersede,
     trip,
 )
+from threadmill.core.transitions.terms import KEEP_PLANS
 from threadmill.producers import queries
 
 RUN = uuid.UUID(int=25_001)
@@ -423,9 +425,21 @@ def test_what_a_run_costs_is_planned_once_however_the_tables_grow(settings: Sett
     assert custom_plans("as served(graph)") == [0], "pick_next"
 
 
-@pytest.mark.parametrize("ledger", ["filled", "quiet"])
+ONE_COLUMN = re.compile(r"\(tenant = [^)]*\)*")
+YOUNG = """
+    insert into threads (tenant, thread_id, last_seq)
+        select 't1', 'th' || n, 1 from generate_series(1, 50) n;
+    insert into runs (id, tenant, thread_id, seq, graph, input, rank)
+        select gen_random_uuid(), 't1', 'th' || n, 1, 'g', '{}', now() from generate_series(1, 50) n;
+"""
+
+
+@pytest.mark.parametrize("ledger", ["new", "young", "filled", "quiet"])
 def test_the_plans_that_are_kept_find_their_rows_by_keys(admin: Any, ledger: str) -> None:
-    admin.execute(FILL)
+    admin.execute(FILL if ledger in ("filled", "quiet") else YOUNG)
+    admin.execute(f"select {KEEP_PLANS}".replace("true", "false").encode())  # for the session
+    if ledger == "young":
+        admin.execute("analyze")
     if ledger == "quiet":
         admin.execute("update runs set status = 'success', rank = null")
         admin.execute("vacuum analyze runs")
@@ -446,7 +460,13 @@ def test_the_plans_that_are_kept_find_their_rows_by_keys(admin: Any, ledger: str
         ready = [condition for index, condition in conditions(plan) if index == "runs_ready_idx"]
         assert all("tenant" in condition and "graph" in condition for condition in ready)
         unfinished = [condition for index, condition in conditions(plan) if index == "runs_unfinished_idx"]
-        assert all("thread_id" in condition for condition in unfinished), "of the whole tenant"
+        assert all("thread_id" in condition for condition in unfinished), (
+            f"of the whole tenant: {query.sql[:300]}"
+        )
+        of_tenant = {index for index, condition in conditions(plan) if ONE_COLUMN.fullmatch(condition)}
+        # Where a cancelled run had a dead letter, which is rare, of a table that nobody has analysed yet.
+        rarely = {"runs_tenant_id_idx"} if (ledger, statement) == ("new", supersede()) else set()
+        assert {index for index in of_tenant if index.startswith("runs_")} == rarely, "of the whole tenant"
 
 
 @pytest.mark.parametrize(

@@ -137,6 +137,7 @@ _KEEP_NEWEST = f"""
             and status in ('error', 'timeout', 'interrupted')
             and exists (select from ended)
             and exists (select from {SCHEMA}.dead_letters where tenant = :tenant)
+        order by seq  -- so that the thread's index is the cheapest, whatever the tables are like
     ),
     idle as materialized (
         select from ended

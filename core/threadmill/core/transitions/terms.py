@@ -44,8 +44,10 @@ from threadmill.core.models import (
 # Has what follows in the transaction planned once for a connection. Postgres would go by what plans have
 # cost before: those that were made while the tables were small look cheap beside one for tables that have
 # grown, so it would plan anew for each of hundreds of runs, which takes longer than a claim. What follows
-# finds its rows by keys, of which no value makes another plan.
-KEEP_PLANS = "set_config('plan_cache_mode', 'force_generic_plan', true)"
+# finds its rows by keys, of which no value makes another plan; but one made while a table has few rows
+# would read all of it, and be kept while it grows, until it is analysed again.
+KEEP_PLANS = """set_config('plan_cache_mode', 'force_generic_plan', true),
+    set_config('enable_seqscan', 'off', true)"""
 TENANT_SETTING = "threadmill.tenant"
 DOORBELL_CHANNEL = "threadmill_doorbell"
 

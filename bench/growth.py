@@ -28,6 +28,7 @@ DELTA = "Threadmill, DeltaChannel"
 GRAPHS = {
     "Threadmill, list, history full": "whole",
     "Threadmill, list, history durable": "whole_durable",
+    "Threadmill, list, keep_checkpoints 1": "whole_short",
     DELTA: "changes",
 }
 # A figure is the mean of so many turns before its place: as many as lie between two of a DeltaChannel's
@@ -131,12 +132,13 @@ def _size(connection: psycopg.Connection[Any], schema: str) -> int:
 
 
 def rows(found: Sequence[Growth]) -> list[Row]:
-    """Each at the most turns, beside the stock saver at as many."""
-    turns = max(one.turns for one in found)
-    (stock,) = (one for one in found if one.turns == turns and one.name == STOCK_SAVER)
+    """Each at the turns that are aimed at and at the most, beside the stock saver at as many."""
+    shown = {AIMED_AT, max(one.turns for one in found)}
+    stocks = {one.turns: one for one in found if one.name == STOCK_SAVER}
     made = []
-    for one in found:
-        if one.turns != turns or one is stock:
+    for one in sorted(found, key=lambda one: one.turns):
+        turns, stock = one.turns, stocks[one.turns]
+        if turns not in shown or one is stock:
             continue
         aimed = one.name == DELTA and turns == AIMED_AT
         label = f"{one.name}, {turns} turns: "

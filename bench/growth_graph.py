@@ -32,5 +32,5 @@ async def answer(state: Any) -> dict[str, Any]:  # noqa: ARG001 - whatever was s
 
 
 whole = StateGraph(Whole).add_node("answer", answer).add_edge(START, "answer")
-whole_durable = whole
+whole_durable = whole_short = whole
 changes = StateGraph(Changes).add_node("answer", answer).add_edge(START, "answer")

@@ -37,7 +37,7 @@ class Load:
     flooded: int = 30
     flood: int = 10_000
     weighted: int = 1_000
-    places: Sequence[int] = (10, 50, 100, 200, 300, 400, 500)
+    places: Sequence[int] = (10, 50, 100, 200, 300, 400, 500, 1_000)
     dead_letters: int = 1_000_000
     looks: int = 15
     replays: int = 10_000

@@ -63,7 +63,7 @@ def draw(measured: Mapping[str, Measured], folder: Path) -> list[Path]:
             for axes in (left, right):
                 for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
                     shown.setdefault(label, handle)
-            figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=len(shown))
+            figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=min(len(shown), 3))
             for suffix, metadata in ((".svg", {"Date": None}), (".png", {})):
                 paths.append(folder / f"{name}{suffix}")
                 figure.savefig(paths[-1], dpi=144, metadata=metadata)
@@ -129,7 +129,8 @@ def growth(found: Measured, figure: Figure, left: Axes, right: Axes) -> None:
     names = list(dict.fromkeys(one["name"] for one in found))
     styles = {STOCK_SAVER: ("o-", 5.0), DELTA: ("o-", 2.0)}
     for name in names:
-        marks, width = styles.get(name, ("--" if "durable" in name else "-", 2.0))
+        dashes = "--" if "durable" in name else ":" if "keep" in name else "-"
+        marks, width = styles.get(name, (dashes, 2.0))
         ours = [one for one in found if one["name"] == name]
         turns = [one["turns"] for one in ours]
         look = {"color": COLOURS.get(name, COLOURS[MILL]), "linewidth": width, "label": name}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import re
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -425,7 +424,6 @@ def test_what_a_run_costs_is_planned_once_however_the_tables_grow(settings: Sett
     assert custom_plans("as served(graph)") == [0], "pick_next"
 
 
-ONE_COLUMN = re.compile(r"\(tenant = [^)]*\)*")
 YOUNG = """
     insert into threads (tenant, thread_id, last_seq)
         select 't1', 'th' || n, 1 from generate_series(1, 50) n;
@@ -437,6 +435,8 @@ YOUNG = """
 @pytest.mark.parametrize("ledger", ["new", "young", "filled", "quiet"])
 def test_the_plans_that_are_kept_find_their_rows_by_keys(admin: Any, ledger: str) -> None:
     admin.execute(FILL if ledger in ("filled", "quiet") else YOUNG)
+    if ledger == "new":  # one has been rung for
+        admin.execute("update runs set dispatched_at = now() where thread_id = 'th1'")
     admin.execute(f"select {KEEP_PLANS}".replace("true", "false").encode())  # for the session
     if ledger == "young":
         admin.execute("analyze")
@@ -463,10 +463,16 @@ def test_the_plans_that_are_kept_find_their_rows_by_keys(admin: Any, ledger: str
         assert all("thread_id" in condition for condition in unfinished), (
             f"of the whole tenant: {query.sql[:300]}"
         )
-        of_tenant = {index for index, condition in conditions(plan) if ONE_COLUMN.fullmatch(condition)}
-        # Where a cancelled run had a dead letter, which is rare, of a table that nobody has analysed yet.
-        rarely = {"runs_tenant_id_idx"} if (ledger, statement) == ("new", supersede()) else set()
-        assert {index for index in of_tenant if index.startswith("runs_")} == rarely, "of the whole tenant"
+        of_tenant = {
+            index
+            for index, condition in conditions(plan)
+            if condition.startswith("(tenant = ") and " AND " not in condition
+        }
+        # What ends a thread's runs for a newer one reads these of a tenant while a ledger is small, and until
+        # its tables are analysed again.
+        small = ledger in ("new", "young") and statement is supersede()
+        allowed = {"runs_tenant_id_idx", "runs_idempotency_key"} if small else set()
+        assert {index for index in of_tenant if index.startswith("runs_")} <= allowed, "of the whole tenant"
 
 
 @pytest.mark.parametrize(

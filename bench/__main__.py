@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from bench import growth_of_ledger, profiling
+from bench import profiling
 from bench.arena import arena
 from bench.child import ChildFailed
 from bench.contestant import Stalled, WrongState
@@ -80,19 +80,6 @@ def measure(load: Load, names: list[Name]) -> Path:
             report.add(name, found, section.rows(found))
             report.write(path)
     return path
-
-
-@app.command("ledger")
-def of_the_ledger(
-    runs: Annotated[
-        int, typer.Option("--runs", min=1_000, help="Finished runs to which it grows.")
-    ] = 1_000_000,
-    hold: Annotated[float, typer.Option("--hold", help="Seconds a transaction is held open.")] = 60,
-) -> None:
-    """Measures the hot transactions on a ledger that has grown, and beside a transaction held open."""
-    with arena() as ground, out.status("growth of the ledger") as status:
-        found = growth_of_ledger.measure(ground, runs, hold, status.update)
-    out.print(growth_of_ledger.table(found))
 
 
 @app.command()

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -18,27 +19,40 @@ from typing import Any
 import psutil
 import psycopg
 from redis import Redis
-from rich import box
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
 
 from bench.arena import LEDGER, Arena
 from bench.contestant import PATIENCE, finish_counter
 from bench.costs import costs
 from bench.filling import LIVE, LIVE_TENANTS, SHAPE, TURNS, Copies, fill
-from bench.load import GRAPH, input_of
+from bench.load import GRAPH, Load, input_of
 from bench.meter import cpu_seconds
 from bench.mill import MillFleet, fleet_on
+from bench.row import Row, compared, ratio_at_most
 from threadmill.core.notice import channel
 from threadmill.core.settings import Settings
 
-# Of a measurement: rounds, and in each so many runs one at a time and so many at once.
-ROUNDS, SINGLES, AT_ONCE = 6, 40, 150
-# What is told of a run by itself, and under load; but for the last two, times in ms.
+SECTION = "a ledger that grows"
+BASE = "a small ledger"
+# Of a round: so many runs one at a time, and so many at once.
+SINGLES, AT_ONCE = 40, 150
+# What is told of a run by itself, and under load, in ms.
 ALONE = ("enqueue", "claim", "checkpoint", "finish", "enqueue to finish")
-LOADED = ("take", "checkpoint", "finish")
-CPU = "Postgres CPU ms a run"
+CPU = "Postgres CPU a run"
+LOADED = ("take", "checkpoint", "finish", CPU)
+# What is to be as fast on the ledger that has grown, and from which size and time on that is aimed at.
+FLAT = ("claim", "checkpoint", "finish")
+AIM = ratio_at_most(1.2)
+AIMED_RUNS, AIMED_SECONDS = 1_000_000, 600
+
+
+class Stage(StrEnum):
+    """Of the ledger that grows; at the first one there is nothing that could be a difference."""
+
+    SMALL = "as small as the other"
+    GROWN = "grown"
+    HELD_AT_FIRST = "transaction held open, at first"
+    HELD = "transaction held open, at the end"
+    VACUUMED = "let go and vacuumed"
 
 
 @dataclass(frozen=True)
@@ -48,7 +62,7 @@ class Compared:
     under_load: with many runs at once. p99s of few samples mean little.
     """
 
-    stage: str
+    stage: Stage
     name: str
     under_load: bool
     p50: float
@@ -56,16 +70,12 @@ class Compared:
     small_p50: float
     small_p99: float
 
-    @property
-    def ratio(self) -> float:
-        return self.p50 / self.small_p50
-
 
 @dataclass(frozen=True)
 class ComparedCost:
     """What a statement costs inside Postgres, on both; see bench.costs."""
 
-    stage: str
+    stage: Stage
     name: str
     ms: float
     pages: float
@@ -152,31 +162,31 @@ class _Ledger:
 class _Pair:
     """Both, and what was found."""
 
-    def __init__(self, small: _Ledger, grown: _Ledger, tell: Callable[[str], None]) -> None:
-        self.small, self.grown, self._tell = small, grown, tell
+    def __init__(self, small: _Ledger, grown: _Ledger, rounds: int, tell: Callable[[str], None]) -> None:
+        self.small, self.grown, self._rounds, self._tell = small, grown, rounds, tell
         self.found: list[Compared] = []
         self.costs: list[ComparedCost] = []
 
-    def compare(self, stage: str) -> None:
-        self._tell(stage)
+    def compare(self, stage: Stage) -> None:
+        self._tell(f"{SECTION}: {stage}")
         ledgers = (self.small, self.grown)
         for ledger in ledgers:  # its connections plan anew, and what it reads is read once
             ledger.serve_alone(SINGLES // 2)
             ledger.serve_at_once(AT_ONCE // 2)
             ledger.forget()
-        for number in range(ROUNDS):
+        for number in range(self._rounds):
             for ledger in ledgers[:: -1 if number % 2 else 1]:
                 ledger.serve_alone(SINGLES)
                 ledger.serve_at_once(AT_ONCE)
         self.found += self._compared(stage, ALONE, under_load=False)
-        self.found += self._compared(stage, (*LOADED, CPU), under_load=True)
+        self.found += self._compared(stage, LOADED, under_load=True)
         grown, small = (costs(ledger.settings, "t0") for ledger in (self.grown, self.small))
         self.costs += [
             ComparedCost(stage, one.name, one.ms, one.pages, other.ms, other.pages)
             for one, other in zip(grown, small, strict=True)
         ]
 
-    def _compared(self, stage: str, names: Sequence[str], *, under_load: bool) -> Iterator[Compared]:
+    def _compared(self, stage: Stage, names: Sequence[str], *, under_load: bool) -> Iterator[Compared]:
         small, grown = (ledger.loaded if under_load else ledger.alone for ledger in (self.small, self.grown))
         for name in names:
             if name in small and name in grown:
@@ -189,34 +199,41 @@ def _middle_and_tail(seconds: Sequence[float]) -> tuple[float, float]:
     return median(seconds) * 1e3, tail * 1e3
 
 
-def measure(arena: Arena, runs: int, hold: float, tell: Callable[[str], None]) -> GrowthOfLedger:
-    """runs: finished ones to which it grows, with five rows of checkpoints for each. hold: for so many
-    seconds a transaction is held open, under load."""
+def measure(arena: Arena, load: Load, tell: Callable[[str], None]) -> GrowthOfLedger:
+    """It grows to so many finished runs, with five rows of checkpoints for each, and then runs are served
+    for as long as a transaction is held open."""
     with ExitStack() as stack:
         urls = [stack.enter_context(arena.fresh_database(LEDGER, name)) for name in ("small", "grown")]
         small, grown = (
             stack.enter_context(_ledger(arena, url, name))
             for url, name in zip(urls, ("small", "grown"), strict=True)
         )
-        pair = _Pair(small, grown, tell)
-        pair.compare("as small as the other")
-        tell(f"filling in {runs:,} runs")
-        fill(grown.connection, Copies(LIVE, LIVE + runs // TURNS, LIVE + runs // TURNS), 5 * runs)
+        # An even number, so that each is the first as often as the other.
+        pair = _Pair(small, grown, 2 * load.rounds, tell)
+        pair.compare(Stage.SMALL)
+        tell(f"{SECTION}: filling in {load.finished:,} runs")
+        copies = Copies(LIVE, LIVE + load.finished // TURNS, LIVE + load.finished // TURNS)
+        fill(grown.connection, copies, 5 * load.finished)
         rows = [
             _count(grown.connection, table)
             for table in ("runs", "checkpoints", "checkpoint_blobs", "checkpoint_writes")
         ]
-        pair.compare(f"{rows[0]:,} runs")
+        pair.compare(Stage.GROWN)
         with _held_open(urls[1]):
-            pair.compare("transaction held: at first")
-            before, ends = grown.number, time.monotonic() + hold
-            while time.monotonic() < ends:
-                grown.serve_at_once(AT_ONCE)
-            ended = (grown.number - before) * AT_ONCE
-            pair.compare(f"transaction held: after {ended:,} runs")
+            pair.compare(Stage.HELD_AT_FIRST)
+            ended = _serve(grown, load.held)
+            pair.compare(Stage.HELD)
         grown.connection.execute("vacuum")
-        pair.compare("let go, and vacuumed")
-        return GrowthOfLedger(rows[0], sum(rows[1:]), hold, ended, pair.found, pair.costs)
+        pair.compare(Stage.VACUUMED)
+        return GrowthOfLedger(rows[0], sum(rows[1:]), load.held, ended, pair.found, pair.costs)
+
+
+def _serve(ledger: _Ledger, seconds: float) -> int:
+    """How many runs ended in this time."""
+    before, ends = ledger.number, time.monotonic() + seconds
+    while time.monotonic() < ends:
+        ledger.serve_at_once(AT_ONCE)
+    return (ledger.number - before) * AT_ONCE
 
 
 @contextmanager
@@ -250,25 +267,31 @@ def _count(connection: psycopg.Connection[Any], table: str) -> int:
     return int(row[0])
 
 
-def table(found: GrowthOfLedger) -> RenderableType:
-    """A row for each transaction and statement at each stage; the ratios of the medians."""
-    times, inside = (Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold") for _ in range(2))
-    for made, columns in (
-        (times, ("ms", "p50", "p99", "small: p50", "p99", "ratio of p50")),
-        (inside, ("inside Postgres", "ms", "small: ms", "ratio", "pages", "small: pages", "ratio")),
-    ):
-        made.add_column("")
-        for number, column in enumerate(columns):
-            made.add_column(column, justify="right" if number else "left")
-    for one in found.compared:
-        figures = (one.p50, one.p99, one.small_p50, one.small_p99, one.ratio)
-        load = f"{AT_ONCE} at once: " if one.under_load else ""
-        times.add_row(one.stage, load + one.name, *(f"{figure:.2f}" for figure in figures))
-    for cost in found.costs:
-        inside.add_row(
-            cost.stage, cost.name,
-            f"{cost.ms:.2f}", f"{cost.small_ms:.2f}", f"{cost.ms / cost.small_ms:.2f}",
-            f"{cost.pages:,.0f}", f"{cost.small_pages:,.0f}", f"{cost.pages / cost.small_pages:.2f}",
-        )  # fmt: skip
-    told = f"{found.runs:,} runs, {found.checkpoints:,} rows of checkpoints"
-    return Group(Text(told), times, inside)
+def rows(found: GrowthOfLedger) -> list[Row]:
+    """The medians of runs one at a time at each stage; under load, and inside Postgres, when the transaction
+    has been held open for longest."""
+    aimed = found.runs >= AIMED_RUNS and found.held >= AIMED_SECONDS
+    made = [
+        Row(SECTION, "finished runs in it", found.runs),
+        Row(SECTION, "rows of their checkpoints", found.checkpoints),
+        Row(
+            SECTION,
+            f"runs that ended in {found.held:g} s, a transaction being held open",
+            found.ended,
+        ),
+    ]
+    for stage in Stage:
+        label = f"{stage}: "
+        for one in found.compared:
+            if one.stage != stage or (one.under_load and stage is not Stage.HELD):
+                continue
+            name = f"{AT_ONCE} at once: {one.name}" if one.under_load else one.name
+            flat = aimed and stage is not Stage.SMALL and one.name in FLAT and not one.under_load
+            aim = AIM if flat else None
+            made.append(compared(SECTION, label + name, one.p50, "ms", BASE, one.small_p50, aim))
+            label = "  "
+        for cost in found.costs:
+            if cost.stage == stage and stage is Stage.HELD:
+                name = f"  inside Postgres: {cost.name}"
+                made.append(compared(SECTION, name, cost.ms, "ms", BASE, cost.small_ms))
+    return made

@@ -20,6 +20,7 @@ class Load:
     processes, at_once: of the scale-out, each with a round's runs. waiting: runs that wait, in so many
     processes, for so many seconds. idle, flooded: seconds for which the small tenants come by. flood: runs of
     the tenant that floods. weighted: runs of each that has a weight. places: turns of the thread that grows.
+    finished: runs to which a ledger grows, beside which a transaction is then held open for so many seconds.
     dead_letters: among so many pages are read, each so many times (looks). replays: letters that are drained,
     with each of these windows.
     """
@@ -38,6 +39,8 @@ class Load:
     flood: int = 10_000
     weighted: int = 1_000
     places: Sequence[int] = (10, 50, 100, 200, 300, 400, 500, 1_000)
+    finished: int = 1_000_000
+    held: float = 600
     dead_letters: int = 1_000_000
     looks: int = 15
     replays: int = 10_000
@@ -63,6 +66,8 @@ QUICK = Load(
     flood=1_000,
     weighted=800,
     places=(5, 10),
+    finished=20_000,
+    held=5,
     dead_letters=20_000,
     looks=3,
     replays=400,

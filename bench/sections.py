@@ -6,7 +6,17 @@ from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-from bench import comparison, dead_letters, fairness, growth, harness, replays, scale_out, waiting
+from bench import (
+    comparison,
+    dead_letters,
+    fairness,
+    growth,
+    growth_of_ledger,
+    harness,
+    replays,
+    scale_out,
+    waiting,
+)
 from bench.arena import Arena
 from bench.load import Load
 from bench.row import Row
@@ -20,6 +30,7 @@ class Name(StrEnum):
     WAITING = "waiting"
     FAIRNESS = "fairness"
     GROWTH = "growth"
+    LEDGER = "ledger"
     DEAD_LETTERS = "dead-letters"
     REPLAYS = "replays"
 
@@ -37,6 +48,7 @@ SECTIONS = {
     Name.WAITING: Section(waiting.measure, waiting.rows),
     Name.FAIRNESS: Section(fairness.measure, fairness.rows),
     Name.GROWTH: Section(growth.measure, growth.rows),
+    Name.LEDGER: Section(growth_of_ledger.measure, growth_of_ledger.rows),
     Name.DEAD_LETTERS: Section(dead_letters.measure, dead_letters.rows),
     Name.REPLAYS: Section(replays.measure, replays.rows),
 }

@@ -7,6 +7,8 @@ import math
 from pathlib import Path
 
 import pytest
+from bench.growth_of_ledger import AIMED_RUNS, AIMED_SECONDS, Compared, ComparedCost, GrowthOfLedger, Stage
+from bench.growth_of_ledger import rows as rows_of_ledger
 from bench.load import QUICK
 from bench.loss import ENOUGH, SLOTS, Look, summed_up
 from bench.replays import AIMED, Drained
@@ -47,6 +49,36 @@ def test_a_window_that_was_at_its_widest_for_too_short_a_time_has_no_rate_of_its
     found = Drained(400, 64, 300, 64, None, 0.3, 0.4, 2, 0.5)
 
     assert not any("widest" in row.figure for row in rows_of_replays([found]))
+
+
+@pytest.mark.parametrize(
+    ("runs", "held", "p50", "met"),
+    [
+        (AIMED_RUNS, AIMED_SECONDS, 1.2, True),
+        (AIMED_RUNS, AIMED_SECONDS, 1.3, False),
+        (AIMED_RUNS - 1, AIMED_SECONDS, 1.3, None),
+        (AIMED_RUNS, AIMED_SECONDS - 1, 1.3, None),
+    ],
+)
+def test_of_a_ledger_that_has_grown_the_median_of_a_claim_is_aimed_at_and_not_its_p99(
+    runs: int, held: float, p50: float, met: bool | None
+) -> None:
+    claim = Compared(Stage.HELD, "claim", False, p50, 9.0, 1.0, 1.0)
+    found = GrowthOfLedger(runs, 5 * runs, held, 1_000, [claim], [])
+
+    assert [row.met for row in rows_of_ledger(found)] == [None, None, None, met]
+
+
+def test_of_a_ledger_that_has_grown_what_has_no_aim_is_told_where_it_is_dearest() -> None:
+    loaded = [Compared(stage, "finish", True, 9.0, 9.0, 1.0, 1.0) for stage in Stage]
+    inside = [ComparedCost(stage, "ring", 9.0, 99, 1.0, 9) for stage in Stage]
+    found = GrowthOfLedger(AIMED_RUNS, 5 * AIMED_RUNS, AIMED_SECONDS, 1_000, loaded, inside)
+
+    assert [row.figure for row in rows_of_ledger(found)[3:]] == [
+        "transaction held open, at the end: 150 at once: finish",
+        "  inside Postgres: ring",
+    ]
+    assert {row.met for row in rows_of_ledger(found)} == {None}
 
 
 def test_a_result_is_read_as_it_was_written(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import asyncio
 import os
 import socket
 import threading
+from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, TypeVar
@@ -161,6 +162,24 @@ def _pool_options(settings: Settings) -> dict[str, Any]:
     }
 
 
+class _LatestFirst:
+    """Makes a pool of psycopg's give out the connection that came back last, not the one idle for longest.
+
+    Taken in turns, each session finds what it needs gone from the processor's caches. The pool has no
+    setting for the order: this is the step at which it takes a connection (psycopg_pool 3.3, BasePool).
+    """
+
+    _pool: deque[Any]
+
+    def _get_ready_connection(self, timeout: float | None) -> Any:
+        self._pool.rotate()  # the next one is taken from the left, and given back on the right
+        return super()._get_ready_connection(timeout)  # type: ignore[misc]
+
+
+class _Pool(_LatestFirst, ConnectionPool[psycopg.Connection[DictRow]]):
+    """The pool of a process that blocks."""
+
+
 class Database:
     """The pool of a process that blocks: a producer, the CLI, the replay worker.
 
@@ -169,15 +188,15 @@ class Database:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._pool: ConnectionPool[psycopg.Connection[DictRow]] | None = None
+        self._pool: _Pool | None = None
         self._opening = threading.Lock()
 
-    def _open(self) -> ConnectionPool[psycopg.Connection[DictRow]]:
+    def _open(self) -> _Pool:
         with self._opening:  # threads that share a producer open one pool
             if self._pool is None:
                 with connect(self._settings) as connection:
                     check_revision(connection, self._settings)
-                pool: ConnectionPool[psycopg.Connection[DictRow]] = ConnectionPool(
+                pool = _Pool(
                     connection_info(self._settings),
                     connection_class=_connection_class(self._settings),
                     **_pool_options(self._settings),
@@ -215,7 +234,7 @@ class Database:
             self._pool = None
 
 
-class WatchedPool(AsyncConnectionPool[psycopg.AsyncConnection[DictRow]]):
+class WatchedPool(_LatestFirst, AsyncConnectionPool[psycopg.AsyncConnection[DictRow]]):
     """A pool whose connections are broken off when a caller has kept one too long.
 
     Everything that Threadmill sends is over in moments. Where no answer comes, and no word that the

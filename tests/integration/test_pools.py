@@ -1,0 +1,45 @@
+"""The pools of Postgres connections: whose turn it is."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack, ExitStack, closing
+
+from threadmill.core.database import AsyncDatabase, Database
+from threadmill.core.settings import Settings
+
+AT_ONCE = 3
+
+
+def test_the_connection_that_came_back_last_is_the_next(settings: Settings) -> None:
+    with closing(Database(settings)) as database:
+        with ExitStack() as stack:
+            pids = [
+                stack.enter_context(database.connection()).info.backend_pid for _ in range(AT_ONCE)
+            ]  # the first one is given back last
+
+        turns = []
+        for _ in range(2 * AT_ONCE):
+            with database.connection() as connection:
+                turns.append(connection.info.backend_pid)
+
+    assert len(set(pids)) == AT_ONCE
+    assert set(turns) == {pids[0]}
+
+
+async def test_the_connection_that_came_back_last_is_the_next_on_a_loop(settings: Settings) -> None:
+    database = AsyncDatabase(settings)
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(database.close)
+        async with AsyncExitStack() as together:
+            pids = [
+                (await together.enter_async_context(database.connection())).info.backend_pid
+                for _ in range(AT_ONCE)
+            ]
+
+        turns = []
+        for _ in range(2 * AT_ONCE):
+            async with database.connection() as connection:
+                turns.append(connection.info.backend_pid)
+
+    assert len(set(pids)) == AT_ONCE
+    assert set(turns) == {pids[0]}

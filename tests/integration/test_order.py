@@ -120,7 +120,7 @@ def ringing_in_disorder(doorbell: Doorbell, settings: Settings) -> Iterator[None
                     "select id, tenant, thread_id, graph from threadmill.runs where status = 'pending'"
                     " order by seq desc"
                 ).fetchall()
-                doorbell.ring(Bell(*row) for row in waiting)
+                doorbell.ring([Bell(*row) for row in waiting])
 
     with ThreadPoolExecutor(1) as pool:
         ringing = pool.submit(ring)

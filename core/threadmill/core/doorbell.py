@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import structlog
@@ -93,13 +93,13 @@ class Doorbell:
         errors = (*connection.connection_errors, *connection.channel_errors)
         self._broker_errors = (OperationalError, LimitExceeded, OSError, *errors)
 
-    def ring(self, bells: Iterable[Bell]) -> int:
+    def ring(self, bells: Sequence[Bell]) -> int:
         """Rings each bell, blocking; gives up at the first that the broker does not take.
 
         Returns how many were rung: none, for a moment, after the broker has failed to answer.
         """
         rung = 0
-        if time.monotonic() < self._away_until:
+        if not bells or time.monotonic() < self._away_until:
             return rung
         try:
             with self._producers.acquire(block=True, timeout=TIMEOUT) as producer:

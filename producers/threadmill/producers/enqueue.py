@@ -230,7 +230,7 @@ def _write_wave(wave: Sequence[RunRequest], catalogue: Catalogue, floors: Floors
                 "floor": BEGINNING if looks_for is None else floors.of(looks_for),
                 "the_tenant": tenant,
                 "runs": f"[{','.join(records)}]",
-                "uncertain": list({request.thread_id for request in lot} - certain),
+                "uncertain": list({request.thread_id for request in lot} - certain) or None,
             },
         )
         yield _Part("inserted", insert, looks_for)

@@ -71,8 +71,9 @@ class Quotas:
         fleet = self._allowed["fleet"] is not None
         parameters: dict[str, Any] = {
             "tenant": tenant,
-            "keys": [request.idempotency_key for request in group if request.idempotency_key is not None],
-            "superseding": [r.thread_id for r in group if r.multitask_strategy in SUPERSEDING],
+            # Null for none, as psycopg takes its time with every array.
+            "keys": [r.idempotency_key for r in group if r.idempotency_key is not None] or None,
+            "superseding": [r.thread_id for r in group if r.multitask_strategy in SUPERSEDING] or None,
             "mark": mark,
         }
         bounds = [("tenant", tenant, len(group)), ("fleet", _FLEET, total)]

@@ -131,8 +131,8 @@ def admit(*, fleet: bool) -> Executable:
 
     Returns tenant_pending and, with `fleet`, fleet_pending; null where there is no bound, else an array: how
     many are pending at the most, and where all were counted how many of them have ids before the mark.
-    Parameters: tenant, keys, superseding, mark; tenant_adding, tenant_allowed, tenant_known, tenant_since;
-    and with `fleet` the same four of the fleet.
+    Parameters: tenant, keys and superseding (null for none), mark; tenant_adding, tenant_allowed,
+    tenant_known, tenant_since; and with `fleet` the same four of the fleet.
     """
     return select(*_admitted(fleet=fleet), _workers_counted())
 
@@ -240,8 +240,8 @@ def insert_runs() -> Executable:
     that was ready before, and fewer bells of the tenant's are unanswered than there are workers (`admit`
     counts them). What is not rung for is started when its tenant's turn comes.
     Parameters: the_tenant, runs (a JSON array of objects with the keys of _NEW_RUN, see WHERE_LEFT_OUT),
-    uncertain (the threads that `enter_threads` did not make busy), floor (the rank from which to look for
-    what was ready before, see `Floors`).
+    uncertain (the threads that `enter_threads` did not make busy; null for none), floor (the rank from which
+    to look for what was ready before, see `Floors`).
     """
     # Not `tenant`: SQLAlchemy has an update set the columns that parameters are named as.
     tenant = bindparam("the_tenant", type_=Text)

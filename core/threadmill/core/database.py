@@ -179,6 +179,11 @@ class _LatestFirst:
 class _Pool(_LatestFirst, ConnectionPool[psycopg.Connection[DictRow]]):
     """The pool of a process that blocks."""
 
+    def putconn(self, conn: psycopg.Connection[DictRow]) -> None:
+        if conn.broken:
+            self.drain()  # what broke it has broken those that idle too: only one caller is to meet it
+        super().putconn(conn)
+
 
 class Database:
     """The pool of a process that blocks: a producer, the CLI, the replay worker.
@@ -255,6 +260,8 @@ class WatchedPool(_LatestFirst, AsyncConnectionPool[psycopg.AsyncConnection[Dict
     async def putconn(self, conn: psycopg.AsyncConnection[DictRow]) -> None:
         if (watch := self._watched.pop(conn, None)) is not None:
             watch.cancel()
+        if conn.broken:
+            await self.drain()  # as in _Pool
         await super().putconn(conn)
 
     def break_off(self) -> None:

@@ -21,7 +21,7 @@ SHARDS = 2
 # Of what one process does in a core-second, in per cent.
 KEPT = 90
 # What is compared for a few per cent is measured so many times in each round, one after the other.
-TIMES = 2
+TIMES = 4
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,14 @@ from threadmill.core.settings import Settings
 AT_ONCE = 3
 
 
-def test_the_connection_that_came_back_last_is_the_next(settings: Settings) -> None:
-    with closing(Database(settings)) as database:
+@pytest.fixture
+def few(settings: Settings) -> Settings:
+    """As many connections as are taken at once: a pool that may grow gets one more, some time later."""
+    return settings.model_copy(update={"pool_size": AT_ONCE})
+
+
+def test_the_connection_that_came_back_last_is_the_next(few: Settings) -> None:
+    with closing(Database(few)) as database:
         with ExitStack() as stack:
             pids = [
                 stack.enter_context(database.connection()).info.backend_pid for _ in range(AT_ONCE)
@@ -31,8 +37,8 @@ def test_the_connection_that_came_back_last_is_the_next(settings: Settings) -> N
     assert set(turns) == {pids[0]}
 
 
-async def test_the_connection_that_came_back_last_is_the_next_on_a_loop(settings: Settings) -> None:
-    database = AsyncDatabase(settings)
+async def test_the_connection_that_came_back_last_is_the_next_on_a_loop(few: Settings) -> None:
+    database = AsyncDatabase(few)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(database.close)
         async with AsyncExitStack() as together:
@@ -51,9 +57,9 @@ async def test_the_connection_that_came_back_last_is_the_next_on_a_loop(settings
 
 
 def test_after_an_outage_one_caller_meets_a_broken_connection(
-    settings: Settings, admin: psycopg.Connection[Any]
+    few: Settings, admin: psycopg.Connection[Any]
 ) -> None:
-    with closing(Database(settings)) as database:
+    with closing(Database(few)) as database:
         with ExitStack() as stack:
             pids = [stack.enter_context(database.connection()).info.backend_pid for _ in range(AT_ONCE)]
         admin.execute("select pg_terminate_backend(pid, 5000) from unnest(%s::int[]) pid", [pids])
@@ -67,9 +73,9 @@ def test_after_an_outage_one_caller_meets_a_broken_connection(
 
 
 async def test_after_an_outage_one_caller_meets_a_broken_connection_on_a_loop(
-    settings: Settings, admin: psycopg.Connection[Any]
+    few: Settings, admin: psycopg.Connection[Any]
 ) -> None:
-    database = AsyncDatabase(settings)
+    database = AsyncDatabase(few)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(database.close)
         async with AsyncExitStack() as together:

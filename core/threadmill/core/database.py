@@ -180,9 +180,9 @@ class _Pool(_LatestFirst, ConnectionPool[psycopg.Connection[DictRow]]):
     """The pool of a process that blocks."""
 
     def putconn(self, conn: psycopg.Connection[DictRow]) -> None:
+        super().putconn(conn)
         if conn.broken:
             self.drain()  # what broke it has broken those that idle too: only one caller is to meet it
-        super().putconn(conn)
 
 
 class Database:
@@ -260,9 +260,9 @@ class WatchedPool(_LatestFirst, AsyncConnectionPool[psycopg.AsyncConnection[Dict
     async def putconn(self, conn: psycopg.AsyncConnection[DictRow]) -> None:
         if (watch := self._watched.pop(conn, None)) is not None:
             watch.cancel()
+        await super().putconn(conn)  # first, as a caller that is cancelled meanwhile must not keep it
         if conn.broken:
             await self.drain()  # as in _Pool
-        await super().putconn(conn)
 
     def break_off(self) -> None:
         """Breaks off every connection that is in use; whoever waits on it gets an OperationalError."""

@@ -120,8 +120,8 @@ def latency(rounds: Measured, figure: Figure, left: Axes, right: Axes) -> None:
     right.set_title("enqueue to finish")
     naive, mill = (_quantile(line[1], 0.5) for line in pickup)
     figure.suptitle(
-        f"One run at a time: half of the first nodes start within {mill:.0f} ms, "
-        f"within {naive:.0f} ms with naive Celery"
+        f"One run at a time: half of the first nodes start within {mill:.1f} ms, "
+        f"within {naive:.1f} ms with naive Celery"
     )
 
 

@@ -14,6 +14,7 @@ from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from psycopg.rows import dict_row
 
 from bench.arena import STOCK, Arena
+from bench.footprint import wal_position
 from bench.growth_graph import noise, whole
 from bench.load import Load
 from bench.mill import TENANT, fleet_of
@@ -78,10 +79,10 @@ def _measured(
         counted = min(place - done, MEAN_OF)
         for _ in range(place - done - counted):
             turn()
-        began, lsn = time.perf_counter(), _lsn(connection)
+        began, lsn = time.perf_counter(), wal_position(connection)
         for _ in range(counted):
             turn()
-        took, written = time.perf_counter() - began, _lsn(connection) - lsn
+        took, written = time.perf_counter() - began, wal_position(connection) - lsn
         done = place
         yield Growth(name, place, took / counted * 1e3, written / counted, _size(connection, schema))
 
@@ -118,11 +119,6 @@ async def _invoked(graph: Any, config: Any) -> None:
 
 def _input() -> Mapping[str, Any]:
     return {"messages": [{"role": "user", "content": noise()}]}
-
-
-def _lsn(connection: psycopg.Connection[Any]) -> int:
-    row: Any = connection.execute("select pg_current_wal_insert_lsn() - '0/0'::pg_lsn").fetchone()
-    return int(row[0])
 
 
 def _size(connection: psycopg.Connection[Any], schema: str) -> int:

@@ -10,9 +10,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from statistics import median
 
+import psycopg
+
 from bench.arena import Arena
 from bench.bare import Bare
 from bench.contestant import Contestant, Figures, Fleet, begun, check_states, per_run, percentiles
+from bench.footprint import rows_kept, wal_position
 from bench.load import Load, threads_named
 from bench.meter import MEGABYTE, Meter
 from bench.mill import Mill
@@ -68,11 +71,16 @@ def _play(contestant: Contestant, arena: Arena, load: Load) -> Played:
     """One contestant's figures of one round, after its states were found right."""
     threads = threads_named("thread", load.threads)
     with contestant.running(arena, load) as fleet:
-        with Meter(worker=fleet.workers, postgres=[arena.postgres], redis=[arena.redis]) as meter:
-            fleet.serve(threads, load.turns)
+        with psycopg.connect(fleet.saver_url, autocommit=True) as connection:
+            kept, written = rows_kept(connection), wal_position(connection)
+            with Meter(worker=fleet.workers, postgres=[arena.postgres], redis=[arena.redis]) as meter:
+                fleet.serve(threads, load.turns)
+            written, kept = wal_position(connection) - written, rows_kept(connection) - kept
         check_states(fleet, threads, load.turns)
         figures = {
             **per_run("", meter.seconds, meter.cpu, load.runs),
+            "wal_kb": written / load.runs / 1e3,
+            "rows_kept": kept / load.runs,
             "peak_rss_mb": meter.peak_rss / MEGABYTE,
             **fleet.extras(arena, load),
         }

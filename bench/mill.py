@@ -116,7 +116,8 @@ class MillFleet:
 
     def alone(self, threads: Sequence[str]) -> Alone:
         """Also `commit`, that of a bare row, before each; and `wait`, from the commit that ended the run
-        until `Producer.wait` had returned, by the one clock of this machine."""
+        until `Producer.wait` had returned, by the one clock of this machine; and afterwards `event`, of as
+        many runs that are followed, until the first thing that one's graph tells: what its first node did."""
         alone = Alone(taken={"latency": [], "enqueue": [], "commit": []})
         returned: dict[str, float] = {}
         with psycopg.connect(self.saver_url, autocommit=True) as connection:
@@ -135,7 +136,19 @@ class MillFleet:
                 alone.taken["latency"].append(time.perf_counter() - started)
             committed = connection.execute(_COMMITTED, [list(returned)]).fetchall()
         alone.taken["wait"] = [returned[run_id] - at for run_id, at in committed]
+        alone.taken["event"] = [self._first_event(f"{thread_id}-followed") for thread_id in threads]
         return alone
+
+    def _first_event(self, thread_id: str) -> float:
+        """The seconds from the call of `enqueue` to a run's first event. Returns when the run has ended."""
+        started = time.perf_counter()
+        run = self.producer.enqueue(**_request(thread_id, 0), stream_mode="updates")
+        events = self.producer.stream(run.id, tenant=TENANT)
+        next(events)
+        taken = time.perf_counter() - started
+        for _ in events:
+            pass
+        return taken
 
     def extras(self, arena: Arena, load: Load) -> Figures:
         threads = threads_named("at-once", load.threads)

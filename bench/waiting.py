@@ -14,7 +14,7 @@ import psycopg
 from bench.arena import Arena
 from bench.contestant import Stalled
 from bench.load import Load
-from bench.meter import MEGABYTE, Meter
+from bench.meter import MEGABYTE, Meter, resident_set
 from bench.mill import TENANT, MillFleet, fleet_of
 from bench.row import Row, at_most
 
@@ -36,8 +36,9 @@ class Waiting:
     """What came of so many runs of so many seconds each, all at once.
 
     took: from the call of `enqueue_many` to the end of the last run. failed: not ended with success.
-    at_once: the most that were running. peak_mb: resident, of a process. connections: the most of all
-    processes. late: the oldest heartbeat that was seen, in seconds.
+    at_once: the most that were running. idle_mb, peak_mb: resident, of a process, before there was any run
+    and at the most. connections: the most of all processes. late: the oldest heartbeat that was seen, in
+    seconds.
     """
 
     runs: int
@@ -46,6 +47,7 @@ class Waiting:
     at_once: int
     took: float
     cpu_ms: float
+    idle_mb: float
     peak_mb: float
     connections: int
     late: float
@@ -64,6 +66,7 @@ def measure(arena: Arena, load: Load, tell: Callable[[str], None]) -> list[Waiti
 def _measure(arena: Arena, runs: int, processes: int, seconds: float) -> Waiting:
     with fleet_of(arena, processes, concurrency=runs // processes) as (fleet, _):
         ends = seconds + 300
+        idle = resident_set(fleet.workers)
         with _watching(fleet) as seen, Meter(worker=fleet.workers) as meter:
             requests = [
                 {
@@ -90,6 +93,7 @@ def _measure(arena: Arena, runs: int, processes: int, seconds: float) -> Waiting
             at_once=seen.at_once,
             took=took,
             cpu_ms=sum(meter.cpu.values()) / runs * 1e3,
+            idle_mb=idle / MEGABYTE / processes,
             peak_mb=meter.peak_rss / MEGABYTE / processes,
             connections=seen.connections,
             late=seen.late,
@@ -139,12 +143,14 @@ def rows(found: Sequence[Waiting]) -> list[Row]:
     made = []
     for one in found:
         aimed = (one.runs, one.processes, one.seconds) == (1_000, 1, 10)
+        each_kb = (one.peak_mb - one.idle_mb) * one.processes / one.runs * 1e3
         figures = (
             ("all done after", one.took, "s", at_most(13) if aimed else None),
             ("failed", one.failed, "", at_most(0)),
             ("running at once, at the most", one.at_once, "", None),
             ("CPU a run, workers", one.cpu_ms, "ms", None),
             ("peak of resident memory, a process", one.peak_mb, "MB", at_most(300) if aimed else None),
+            ("  a run, above the idle process", each_kb, "kB", None),
             ("Postgres connections, in all", one.connections, "", at_most(12) if aimed else None),
             ("oldest heartbeat", one.late, "s", at_most(STALE)),
         )

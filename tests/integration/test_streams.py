@@ -149,6 +149,22 @@ async def test_it_is_followed_with_asyncio_too(worker: Any, enqueue: Enqueue, se
     assert told(events) == [("custom", {"says": "first"}), ("custom", {"says": "second"})]
 
 
+async def test_a_run_that_has_ended_is_read_without_a_pause(
+    worker: Any, enqueue: Enqueue, follow: Follow, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("threadmill.producers.events.GAP_SECONDS", gap := 3)
+    run = enqueue("two")
+    assert worker.answer(run).result(20) == "success"
+
+    began = time.monotonic()
+    events = follow(run)
+    async with AsyncProducer(settings) as producer:
+        assert [event async for event in producer.stream(run.id, tenant="acme")] == events
+
+    assert len(events) == 2
+    assert time.monotonic() - began < gap
+
+
 @pytest.mark.parametrize("wanted", [True, False])
 def test_subgraphs_tell_where_it_was_asked_for(
     wanted: bool, worker: Any, enqueue: Enqueue, follow: Follow

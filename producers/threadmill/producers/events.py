@@ -127,13 +127,12 @@ def follow(
             except (RedisError, OSError):
                 found = []
                 time.sleep(BLOCK_SECONDS)
-            ended = standing["status"] in TERMINAL_STATUSES
-            if not found and ended:
+            if not found and _has_ended(standing):
                 return
             standing = database.carry_out(follower.standing())
             for _, entries in found:
                 yield from follower.shown(entries, standing)
-            time.sleep(max(0.0, GAP_SECONDS - (time.monotonic() - looked)))
+            time.sleep(_gap(standing, time.monotonic() - looked))
 
 
 async def follow_async(
@@ -155,16 +154,24 @@ async def follow_async(
             except (RedisError, OSError):
                 found = []
                 await asyncio.sleep(BLOCK_SECONDS)
-            ended = standing["status"] in TERMINAL_STATUSES
-            if not found and ended:
+            if not found and _has_ended(standing):
                 return
             standing = await database.carry_out(follower.standing())
             for _, entries in found:
                 for event in follower.shown(entries, standing):
                     yield event
-            await asyncio.sleep(max(0.0, GAP_SECONDS - (time.monotonic() - looked)))
+            await asyncio.sleep(_gap(standing, time.monotonic() - looked))
+
+
+def _has_ended(standing: Row) -> bool:
+    return standing["status"] in TERMINAL_STATUSES
 
 
 def _block(standing: Row) -> int | None:
     """How long Redis waits for an event, in milliseconds; not at all once the run has ended."""
-    return None if standing["status"] in TERMINAL_STATUSES else round(BLOCK_SECONDS * 1000)
+    return None if _has_ended(standing) else round(BLOCK_SECONDS * 1000)
+
+
+def _gap(standing: Row, since: float) -> float:
+    """For how many seconds the next look waits, so many `since` the last; for none once the run has ended."""
+    return 0.0 if _has_ended(standing) else max(0.0, GAP_SECONDS - since)

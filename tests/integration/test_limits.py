@@ -38,6 +38,9 @@ GRAPHS = """
     other = StateGraph(State).add_node("do", do).add_edge(START, "do")
 """
 
+# Of what there are limits, and whom the tests' own runs belong to.
+NAMES = [("tenant", "acme"), ("graph", "work")]
+
 
 @pytest.fixture
 def limits(settings: Settings) -> Iterator[Limits]:
@@ -75,6 +78,15 @@ def requests(tenant: str, count: int, text: str = "quick", **more: Any) -> list[
 def running(admin: Any, column: str = "tenant") -> Counter[str]:
     rows = admin.execute(f"select {column}, count(*) from runs where status = 'running' group by 1")
     return Counter(dict(rows.fetchall()))
+
+
+def slots(admin: Any, tenant: str) -> float:
+    """How many runs of the tenant's run at once, in the mean of a second."""
+    seen = []
+    for _ in range(20):
+        seen.append(running(admin)[tenant])
+        time.sleep(0.05)
+    return statistics.mean(seen)
 
 
 def becomes(what: Callable[[], Any], expected: Any, seconds: float = 10) -> float:
@@ -125,11 +137,21 @@ def test_shares_come_right_that_were_not(
     producer.enqueue_many(requests("late", 100, "slow"))
 
     time.sleep(2.5)  # a turn, a sweep, and two runs
-    seen = []
-    for _ in range(20):
-        seen.append(running(admin)["late"])
-        time.sleep(0.05)
-    assert 8 <= statistics.mean(seen) <= 10, seen
+    assert 8 <= slots(admin, "late") <= 10
+
+
+def test_a_weight_counts_for_what_waits_already_when_it_is_changed(
+    start: Callable[..., Any], producer: Producer, limits: Limits, admin: Any
+) -> None:
+    for tenant in ("same", "more"):
+        producer.enqueue_many(requests(tenant, 200, "slow"))
+    start(concurrency=12)
+    becomes(functools.partial(running, admin), Counter(same=6, more=6))
+
+    limits.set("tenant", "more", weight=3)
+
+    time.sleep(2)
+    assert 8 <= slots(admin, "more") <= 10
 
 
 def test_a_flood_keeps_nobody_waiting(start: Callable[..., Any], producer: Producer) -> None:
@@ -145,11 +167,10 @@ def test_a_flood_keeps_nobody_waiting(start: Callable[..., Any], producer: Produ
     assert worker.graphs.started.count("quick flood") < 300
 
 
-@pytest.mark.parametrize("kind", ["tenant", "graph"])
+@pytest.mark.parametrize(("kind", "name"), NAMES)
 def test_a_limit_counts_for_what_waits_already_and_when_it_is_changed(
-    kind: Any, start: Callable[..., Any], producer: Producer, limits: Limits, admin: Any
+    kind: Any, name: str, start: Callable[..., Any], producer: Producer, limits: Limits, admin: Any
 ) -> None:
-    name = {"tenant": "acme", "graph": "work"}[kind]
     runs = producer.enqueue_many(requests("acme", 8, "stands"))
     limits.set(kind, name, max_running=2)
     worker = start(concurrency=20)
@@ -167,11 +188,10 @@ def test_a_limit_counts_for_what_waits_already_and_when_it_is_changed(
     finish(producer, runs)
 
 
-@pytest.mark.parametrize("kind", ["tenant", "graph"])
+@pytest.mark.parametrize(("kind", "name"), NAMES)
 def test_what_is_paused_starts_nothing_and_then_goes_on(
-    kind: Any, start: Callable[..., Any], producer: Producer, limits: Limits, admin: Any
+    kind: Any, name: str, start: Callable[..., Any], producer: Producer, limits: Limits, admin: Any
 ) -> None:
-    name = {"tenant": "acme", "graph": "work"}[kind]
     limits.set(kind, name, paused=True)
     runs = producer.enqueue_many(requests("acme", 4))
     others = producer.enqueue_many(requests("globex", 4, graph="other"))
@@ -186,10 +206,11 @@ def test_what_is_paused_starts_nothing_and_then_goes_on(
     assert time.monotonic() - began < 2
 
 
+@pytest.mark.parametrize(("kind", "name"), NAMES)
 def test_so_many_are_started_in_a_second(
-    start: Callable[..., Any], producer: Producer, limits: Limits, admin: Any
+    kind: Any, name: str, start: Callable[..., Any], producer: Producer, limits: Limits, admin: Any
 ) -> None:
-    limits.set("tenant", "acme", rate=10)
+    limits.set(kind, name, rate=10)
     start(concurrency=50)
 
     finish(producer, producer.enqueue_many(requests("acme", 30)))
@@ -202,6 +223,25 @@ def test_so_many_are_started_in_a_second(
     assert 10 <= most <= 21
     span = "select extract(epoch from max(started_at) - min(started_at))::float from runs"
     assert admin.execute(span).fetchone()[0] > 1.9
+
+
+@pytest.mark.parametrize(("kind", "name"), NAMES)
+def test_a_rate_counts_for_what_waits_already_when_it_is_changed(
+    kind: Any, name: str, start: Callable[..., Any], producer: Producer, limits: Limits
+) -> None:
+    producer.enqueue_many(requests("acme", 60, "slow"))
+    started = start(concurrency=2).graphs.started
+    becomes(lambda: len(started) >= 4, True)
+
+    limits.set(kind, name, rate=1)
+    time.sleep(0.1)  # a claim that was under way
+    before = len(started)
+    time.sleep(2)
+    assert 1 <= len(started) - before <= 3
+
+    limits.set(kind, name, rate=None)
+    before = len(started)
+    assert becomes(lambda: len(started) >= before + 4, True) < 2
 
 
 def test_a_bell_that_found_the_limit_reached_does_not_keep_its_run_waiting(
